@@ -1,0 +1,1 @@
+"""Alembic's folder: `service.store.engine.upgrade` runs it; there is no alembic.ini."""

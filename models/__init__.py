@@ -1,0 +1,1 @@
+"""What is known about bone: networks, crops, attenuation, evaluation and digital patients."""

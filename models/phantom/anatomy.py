@@ -1,0 +1,191 @@
+"""What a digital patient is made of: frozen values, no randomness and no voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from models.phantom.geometry import Frame
+from models.phantom.grid import Vec3
+
+# TotalSegmentator `total` (2.x, datasets 291-295) class ids
+LABELS = {
+    "sacrum": 25,
+    "S1": 26,
+    "L5": 27,
+    "L4": 28,
+    "L3": 29,
+    "L2": 30,
+    "L1": 31,
+    "T12": 32,
+    "T11": 33,
+    "T10": 34,
+}
+SPINE = ("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10")  # caudal to cranial
+LEVELS = ("L1", "L2", "L3", "L4")
+
+
+@dataclass(frozen=True)
+class Vertebra:
+    """One vertebra; local axes x left, y posterior, z up, origin in the middle of the body. Millimetres."""
+
+    name: str
+    frame: Frame
+    width: float
+    depth: float
+    height_anterior: float
+    height_posterior: float
+    waist: float  # narrowing of the wall at mid-height, fraction
+    squareness: float  # 0 ellipse .. 0.5 nearly a rounded square
+    posterior_hollow: float  # how far the posterior wall is dished, fraction of half the depth
+    endplate_hollow: float  # depth of the endplates' concavity
+    lipping: float  # osteophytes: widening at the rims
+    cortex: float  # effective thickness of the body's wall
+    endplate: float
+    posterior_cortex: float
+    trabecular_mg_cm3: float
+    canal_width: float
+    canal_depth: float
+    pedicle_width: float
+    pedicle_height: float
+    transverse_span: float  # tip to tip
+    transverse_rise: float
+    spinous_length: float  # behind the lamina
+    spinous_drop: float
+    spinous_height: float
+    facet_size: float
+    texture_shift: Vec3
+
+    @property
+    def label(self) -> int:
+        """TotalSegmentator class id."""
+        return LABELS[self.name]
+
+    @property
+    def height(self) -> float:
+        """Mean height of the body."""
+        return 0.5 * (self.height_anterior + self.height_posterior)
+
+
+@dataclass(frozen=True)
+class Texture:
+    """Band-limited variation of the trabecular density."""
+
+    seed: int
+    amplitude: float  # standard deviation over the mean, fine grain
+    scale_mm: float  # correlation length of the grain
+    coarse_amplitude: float  # slow regional variation
+
+
+@dataclass(frozen=True)
+class Bone:
+    """What the skeleton's mineral is like, over all levels."""
+
+    scale: float  # multiplies every mineral density; what `bmd_g_cm2` solves for
+    cortical_mg_cm3: float
+    posterior_trabecular: float  # trabecular density of posterior elements over that of the body
+    marrow_fat: float  # fraction
+    texture: Texture
+
+
+@dataclass(frozen=True)
+class Sacrum:
+    """S1 with its frame at the middle of its body; the segments below follow a curve."""
+
+    frame: Frame
+    width: float
+    depth: float
+    height: float
+    curve_rad: float  # turn between neighbouring segments
+    ala_span: float
+    trabecular_mg_cm3: float
+    wing_radii: Vec3  # ellipsoid that the iliac wings lie on
+    wing_crest: float  # height of the crest over the middle of S1
+    wing_thickness: float
+
+
+@dataclass(frozen=True)
+class Vessels:
+    """Aorta and vena cava, given relative to the front of each body."""
+
+    aorta_radius: float
+    aorta_left: float
+    cava_radius: float
+    cava_right: float
+    calcification: float  # number of plaques is drawn from it, 0..1
+    gap: float
+
+
+@dataclass(frozen=True)
+class Torso:
+    """Soft parts. Lengths in mm, in a frame that turns with the patient on the table."""
+
+    seed: int  # places bowel, plaques and fat streaks
+    center: Vec3
+    roll_rad: float
+    half_width: float
+    half_depth: float
+    hip_widening: float
+    chest_widening: float
+    squareness: float
+    fat_side: float
+    fat_front: float
+    fat_back: float
+    wall: float
+    psoas: float
+    erector: float
+    kidney: Vec3
+    kidney_lift: float
+    liver: float
+    lung_lift: float
+    bowel_count: int
+    gas: float
+    visceral_fat_hu: float
+    muscle_hu: float
+    ribs: bool
+    table_gap: float
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How the CT was taken."""
+
+    vendor: str
+    kernel: str
+    kvp: int
+    slice_mm: float
+    fov_mm: float
+    noise_hu: float  # standard deviation in soft tissue, 3 mm slices
+    contrast_phase: str
+    coverage: tuple[str, str]  # cranial, caudal
+    drop_slice: int | None  # -1: the middle one
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A digital patient: everything that rendering needs; equal seeds and settings give equal patients."""
+
+    seed: int
+    sex: str
+    age: int
+    bmi: float
+    height_m: float
+    vertebrae: tuple[Vertebra, ...]  # caudal to cranial
+    disc_mm: tuple[float, ...]  # below each vertebra of `vertebrae`
+    sacrum: Sacrum
+    bone: Bone
+    vessels: Vessels
+    torso: Torso
+    acquisition: Acquisition
+
+    @property
+    def patient_id(self) -> str:
+        """The identifier on its DICOM objects."""
+        return f"OSG-{self.seed:06d}"
+
+    def vertebra(self, name: str) -> Vertebra:
+        """The vertebra of that name."""
+        return next(v for v in self.vertebrae if v.name == name)
+
+    def scaled(self, factor: float) -> Patient:
+        """The same patient with every mineral density multiplied."""
+        return replace(self, bone=replace(self.bone, scale=self.bone.scale * factor))

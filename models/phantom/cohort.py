@@ -1,0 +1,186 @@
+"""`phantom cohort`: many digital patients as slabs with their truth, without writing a single DICOM file.
+
+Only the box around L1-L4 is rendered, on the very voxels that a CT of the patient would have; the same scanner, the
+same crop and the same attenuation as on a real CT make the slabs. The truth is the projection of the same mineral.
+
+    cohort.csv          a row per vertebra: who, level, truth, HU, and where its slabs lie
+    cohort.json         seed, settings, provenance "digital"
+    slabs/OSG-*.npz     `hu` int16 [4 levels, mask variants, 3 slabs, 128, 128]: the middle 150 mm of each slab
+
+Mask variant 0 is cut with the true labels. The others are cut with labels as automatic segmentation would give them
+(blurred, rough, a little too tight or too wide), so that a network trained on them does not depend on perfect
+masks. Patients go to ten folds in turn; `enriched_share` gives that share of the folds an even spread of BMD, which
+a natural cohort lacks at both ends. Only training should use those folds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+from scipy import ndimage
+
+from models.attenuation import disc_attenuation
+from models.crop import SIZE_PX, Floats, Vector, locate, sagittal_slabs
+from models.phantom import dxa
+from models.phantom.anatomy import LABELS, LEVELS, Patient
+from models.phantom.grid import Grid
+from models.phantom.patient import draw
+from models.phantom.render import Rendered, render
+from models.phantom.scanner import scan, scanner_rng
+from models.phantom.settings import Setting
+from models.phantom.spine import spine_bounds
+
+FOLDS = 10
+FIELD_PX = 128  # kept of the 256: all that a vertebra can fill
+SLICES_MM = (1.0, 2.0, 2.5, 3.0)  # drawn where slice_mm is not set
+MARGIN_MM = 6.0
+ENRICHED_BMD = (0.55, 1.45)  # g/cm2
+SEED_STEP = 10_000  # patient seeds of cohort s: s * 10,000 onwards, so that cohorts share no patient
+COLUMNS = (
+    "patient_id", "seed", "fold", "enriched", "level", "sex", "age", "bmi", "vendor", "kernel", "slice_mm",
+    "bmd_g_cm2", "tbs", "hu", "slabs", "index",
+)  # fmt: skip
+
+Labels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PatientSlabs:
+    """One digital patient as training sees it."""
+
+    slabs: npt.NDArray[np.int16]  # [4, variants, 3, 128, 128] HU
+    hu: tuple[float, ...]  # per level, by the attenuation disc
+    truth: dxa.Dxa
+
+
+def make_cohort(
+    seed: int,
+    patients: int,
+    out: Path,
+    settings: Mapping[str, Setting] | None = None,
+    *,
+    variants: int = 2,
+    enriched_share: float = 0.0,
+    console: Console | None = None,
+) -> Path:
+    """Write a cohort into `out`; every patient is a function of `seed`, its number and the settings."""
+    if patients < 1 or patients > SEED_STEP:
+        raise ValueError(f"a cohort has 1 to {SEED_STEP} patients, not {patients}")
+    given = dict(settings or {})
+    (out / "slabs").mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    numbers = track(range(patients), "rendering", console=console or Console(stderr=True))
+    for number in numbers:
+        fold = number % FOLDS
+        enriched = fold < round(FOLDS * enriched_share) and "bmd_g_cm2" not in given
+        patient = draw_member(seed * SEED_STEP + number, given, enriched=enriched)
+        made = patient_slabs(patient, variants)
+        name = f"slabs/{patient.patient_id}.npz"
+        np.savez_compressed(out / name, hu=made.slabs)
+        rows += [_row(patient, made, level, fold, enriched, name) for level in range(len(LEVELS))]
+    with (out / "cohort.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    facts = {
+        "provenance": "digital",
+        "seed": seed,
+        "patients": patients,
+        "settings": given,
+        "variants": variants,
+        "enriched_share": enriched_share,
+        "tbs_kind": "simulated",
+    }
+    (out / "cohort.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return out
+
+
+def draw_member(seed: int, settings: Mapping[str, Setting], *, enriched: bool) -> Patient:
+    """A patient with its slice thickness (and, where enriched, its BMD) drawn as well."""
+    rng = np.random.default_rng([seed, 3])
+    own: dict[str, Setting] = {"slice_mm": float(rng.choice(SLICES_MM))}
+    if enriched:
+        own["bmd_g_cm2"] = float(rng.uniform(*ENRICHED_BMD))
+    return draw(seed, **(own | dict(settings)))
+
+
+def patient_slabs(patient: Patient, variants: int) -> PatientSlabs:
+    """Render, scan, and cut L1-L4 with true and with imperfect labels."""
+    rendered = render(patient, lumbar_box(patient))
+    hu = scan(rendered, patient, scanner_rng(patient)).astype(np.float32)
+    rng = np.random.default_rng([patient.seed, 4])
+    maps = [rendered.labels]
+    maps += [imperfect_labels(rendered, rng) for _ in range(variants - 1)]
+    slabs = [[_field(hu, rendered.affine, labels, LABELS[level]) for labels in maps] for level in LEVELS]
+    attenuation = (disc_attenuation(hu, rendered.affine, rendered.labels, LABELS[level]).hu_mean for level in LEVELS)
+    return PatientSlabs(np.array(slabs), tuple(attenuation), dxa.measure(patient))
+
+
+def lumbar_box(patient: Patient) -> Grid:
+    """The CT's own voxels, only around L1-L4."""
+    low, high = spine_bounds(patient, "L1", "L4")
+    pixel = patient.acquisition.fov_mm / 512
+    return Grid.covering(
+        (low[0] - MARGIN_MM, low[1] - MARGIN_MM, low[2] - MARGIN_MM),
+        (high[0] + MARGIN_MM, high[1] + MARGIN_MM, high[2] + MARGIN_MM),
+        (patient.acquisition.slice_mm, pixel, pixel),
+    )
+
+
+def imperfect_labels(rendered: Rendered, rng: np.random.Generator) -> Labels:
+    """Labels whose surface is blurred as by a 1.5 mm network, rough, and moved in or out by up to half a mm."""
+    spacing = np.array(rendered.grid.spacing_kji_mm)
+    labels = np.zeros_like(rendered.labels)
+    boxes = ndimage.find_objects(rendered.labels)
+    for label in (LABELS[level] for level in ("L5", *LEVELS[::-1], "T12")):
+        if label > len(boxes) or boxes[label - 1] is None:
+            continue
+        box = tuple(
+            slice(max(0, side.start - grow), side.stop + grow)
+            for side, grow in zip(boxes[label - 1], np.ceil(4.0 / spacing).astype(int), strict=True)
+        )
+        density = ndimage.gaussian_filter((rendered.labels[box] == label).astype(np.float32), 1.0 / spacing)
+        rough = ndimage.gaussian_filter(
+            rng.standard_normal(density.shape, dtype=np.float32), 3.0 / spacing, truncate=2.0
+        )
+        level = 0.5 + rng.uniform(-0.18, 0.18) + 0.10 * rough / max(float(rough.std()), 1e-6)
+        labels[box][density > level] = label
+    return labels
+
+
+def _field(hu: Floats, affine: Vector, labels: Labels, label_id: int) -> npt.NDArray[np.int16]:
+    """The middle of three slabs [3, 128, 128] HU."""
+    slabs = sagittal_slabs(hu, affine, labels, label_id, vertebra=locate(labels, affine, label_id))
+    edge = (SIZE_PX - FIELD_PX) // 2
+    field = slabs.hu[:, edge : edge + FIELD_PX, edge : edge + FIELD_PX]
+    return np.rint(field).astype(np.int16)
+
+
+def _row(patient: Patient, made: PatientSlabs, level: int, fold: int, enriched: bool, name: str) -> dict[str, object]:
+    truth = made.truth.levels[LEVELS[level]]
+    return {
+        "patient_id": patient.patient_id,
+        "seed": patient.seed,
+        "fold": fold,
+        "enriched": int(enriched),
+        "level": LEVELS[level],
+        "sex": patient.sex,
+        "age": patient.age,
+        "bmi": round(patient.bmi, 2),
+        "vendor": patient.acquisition.vendor,
+        "kernel": patient.acquisition.kernel,
+        "slice_mm": patient.acquisition.slice_mm,
+        "bmd_g_cm2": round(truth.bmd_g_cm2, 5),
+        "tbs": round(truth.tbs, 5),
+        "hu": round(made.hu[level], 2),
+        "slabs": name,
+        "index": level,
+    }

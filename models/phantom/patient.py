@@ -1,0 +1,342 @@
+"""Drawing a digital patient: every random number of the anatomy is taken here, none while rendering.
+
+Sizes of vertebrae follow Panjabi 1992 (Spine 17:299) and Berry 1987 (Spine 12:362), rounded, as an
+approximation; the scatter is ours. Age, sex mix and BMI follow Yoshida 2023 (median 63, 49-71; 23 % men; 21.9).
+Trabecular density by age is an approximation to published QCT curves: about 170 mg/cm3 young, 80 (women) at 75, SD 30.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.phantom import dxa
+from models.phantom.anatomy import (
+    LEVELS,
+    SPINE,
+    Acquisition,
+    Bone,
+    Patient,
+    Sacrum,
+    Texture,
+    Torso,
+    Vertebra,
+    Vessels,
+)
+from models.phantom.geometry import Frame
+from models.phantom.grid import Vec3
+from models.phantom.settings import VENDORS, Setting, Value, check
+
+__all__ = ["LEVELS", "Patient", "draw"]
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Means over both sexes, mm."""
+
+    width: float
+    depth: float
+    height: float
+    disc_below: float
+    pedicle_width: float
+    pedicle_height: float
+    transverse_span: float
+    spinous_length: float
+    lordosis: float  # share of the L1-S1 lordosis taken in the disc below and the body
+
+
+SIZES = {
+    "L5": _Size(49.5, 34.5, 26.0, 10.5, 15.5, 16.0, 88.0, 21.0, 0.40),
+    "L4": _Size(47.5, 34.5, 27.0, 11.5, 12.0, 14.5, 82.0, 27.0, 0.25),
+    "L3": _Size(45.5, 34.0, 27.2, 11.0, 9.6, 14.5, 88.0, 31.0, 0.16),
+    "L2": _Size(43.5, 33.2, 27.0, 10.0, 8.4, 14.8, 80.0, 30.0, 0.12),
+    "L1": _Size(41.5, 32.3, 26.2, 8.8, 8.0, 15.5, 73.0, 28.0, 0.07),
+    "T12": _Size(39.5, 31.2, 25.0, 7.4, 8.0, 16.0, 47.0, 26.0, 0.02),
+    "T11": _Size(36.5, 30.2, 23.4, 6.2, 8.2, 15.6, 50.0, 27.0, -0.04),
+    "T10": _Size(34.0, 29.0, 22.4, 5.4, 7.2, 14.2, 56.0, 29.0, -0.06),
+}
+
+
+def draw(seed: int, **settings: Setting) -> Patient:
+    """A digital patient; ValueError names a setting that is unknown or impossible."""
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, not {seed}")
+    given = check(settings)
+    rng = np.random.default_rng([seed, 1])
+    sex, age, bmi, height_m = _person(rng, given)
+    build = (1.045 if sex == "M" else 0.96) * (height_m / (1.72 if sex == "M" else 1.58)) ** 0.8
+    bone_density = _trabecular(rng, sex, age)
+    cortex = np.exp(rng.normal(0.09, 0.21)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
+    cortex = float(np.clip(cortex, 0.65, 1.8))
+    spine, discs, sacrum = _spine(rng, given, build, age, bone_density, cortex)
+    torso = _torso(rng, sex, bmi, build, spine, sacrum)
+    patient = Patient(
+        seed,
+        sex,
+        age,
+        bmi,
+        height_m,
+        spine,
+        discs,
+        sacrum,
+        _bone(rng, age, sex, bone_density, cortex),
+        _vessels(rng, sex, age),
+        torso,
+        _acquisition(rng, given, bmi, torso),
+    )
+    target = given.get("bmd_g_cm2")
+    return patient if target is None else patient.scaled(_float(target) / dxa.measure(patient).bmd_g_cm2)
+
+
+def _float(value: Value) -> float:
+    assert isinstance(value, (int, float))
+    return float(value)
+
+
+def _person(rng: Rng, given: dict[str, Value]) -> tuple[str, int, float, float]:
+    sex = "M" if rng.random() < 0.23 else "F"
+    age = int(np.clip(rng.normal(60, 15.5), 21, 90))
+    bmi = float(np.clip(22 + rng.gamma(6.0, 1.45) - 8.7, 15.5, 38))
+    sex = str(given.get("sex", sex))
+    age = int(_float(given.get("age", age)))
+    bmi = _float(given.get("bmi", bmi))
+    mean, sd = (1.71, 0.062) if sex == "M" else (1.58, 0.06)
+    height = float(np.clip(rng.normal(mean - 0.0012 * (age - 45), sd), 1.38, 1.98))
+    return sex, age, bmi, height
+
+
+def _trabecular(rng: Rng, sex: str, age: int) -> float:
+    slope, at_30 = (1.35, 160.0) if sex == "M" else (1.95, 168.0)
+    return float(np.clip(rng.normal(at_30 - slope * max(0, age - 30), 28), 42, 260))
+
+
+def _bone(rng: Rng, age: int, sex: str, density: float, cortex: float) -> Bone:
+    # microarchitecture: coarser, grainier trabeculae with age and low density, and much that neither explains
+    coarse = float(np.exp(rng.normal(0, 0.45) + 0.005 * (age - 60) - 0.0008 * (density - 115)))
+    texture = Texture(
+        int(rng.integers(2**31)),
+        float(np.clip(0.30 * coarse, 0.09, 0.85)),
+        float(rng.uniform(0.9, 1.6)),
+        float(rng.uniform(0.06, 0.16)),
+    )
+    fat = float(np.clip(0.36 + 0.0045 * (age - 50) + (0.03 if sex == "M" else 0.0) + rng.normal(0, 0.09), 0.12, 0.75))
+    return Bone(1.0, float(rng.normal(960, 50)), float(np.clip(rng.normal(1.55, 0.22), 1.0, 2.3)), fat, texture)
+
+
+def _tilts(rng: Rng, cobb_deg: float | None) -> tuple[float, list[float], list[float], list[float]]:
+    """Sacral slope, then tilt, bend and rotation of every vertebra, radians, caudal to cranial."""
+    slope = np.radians(np.clip(rng.normal(35, 7), 17, 56))
+    lordosis = np.clip(slope + np.radians(rng.normal(22, 6)), np.radians(28), np.radians(80))
+    tilt, tilts = float(slope), []
+    for name in SPINE:
+        step = SIZES[name].lordosis * lordosis * rng.normal(1, 0.10)
+        tilts.append(tilt - 0.62 * step)  # body's middle: after its disc and half of its own wedge
+        tilt -= step
+    cobb = rng.normal(0, 3.0) if cobb_deg is None else cobb_deg
+    phase = rng.uniform(-0.5, 0.5)
+    wave = np.sin(np.linspace(-1.25, 1.9, len(SPINE)) + phase)
+    lumbar = wave[:5]
+    lean = rng.normal(0, 1.6)
+    bend = np.radians(cobb * wave / (lumbar.max() - lumbar.min()) + lean + rng.normal(0, 0.7, len(SPINE)))
+    spin = np.radians(0.5 * cobb * np.gradient(wave) + rng.normal(0, 2.0) + rng.normal(0, 0.8, len(SPINE)))
+    return float(slope), tilts, [float(b) for b in bend], [float(s) for s in spin]
+
+
+def _spine(
+    rng: Rng, given: dict[str, Value], build: float, age: int, density: float, cortex: float
+) -> tuple[tuple[Vertebra, ...], tuple[float, ...], Sacrum]:
+    cobb = given.get("cobb_deg")
+    slope, tilts, bends, spins = _tilts(rng, None if cobb is None else _float(cobb))
+    roll = float(np.radians(rng.normal(0, 3)))
+    build *= float(rng.normal(1, 0.035))
+    width_habit, depth_habit, height_habit = rng.normal(1, 0.04, 3)
+    disc_habit = float(rng.normal(1.0 - 0.002 * max(0, age - 45), 0.10))
+    position = np.array([rng.normal(0, 7), rng.normal(45, 8), rng.uniform(-420, 80)])
+    sacrum = _sacrum(rng, build, slope, bends[0], spins[0] + roll, position, density)
+    at = position + sacrum.frame.matrix @ np.array([0, 0, sacrum.height / 2])
+    up = sacrum.frame.matrix[:, 2]
+    habit = _Habit(
+        build,
+        float(width_habit),
+        float(depth_habit),
+        float(height_habit),
+        age,
+        density,
+        cortex,
+        float(np.exp(rng.normal(0, 0.12))),
+    )
+    vertebrae, discs = [], []
+    for name, tilt, bend, spin in zip(SPINE, tilts, bends, spins, strict=True):
+        size = SIZES[name]
+        disc = float(np.clip(size.disc_below * build * disc_habit * rng.normal(1, 0.10), 3.0, 17.0))
+        angles = (tilt, bend, spin + roll)
+        own_up = Frame((0, 0, 0), angles).matrix[:, 2]
+        height = size.height * build * habit.height * float(rng.normal(1, 0.025))
+        middle = own_up + up
+        at = at + disc * middle / np.linalg.norm(middle)
+        center = at + own_up * height / 2
+        frame = Frame((float(center[0]), float(center[1]), float(center[2])), angles)
+        vertebrae.append(_vertebra(rng, name, frame, height, habit))
+        discs.append(disc)
+        at, up = at + own_up * height, own_up
+    return tuple(vertebrae), tuple(discs), sacrum
+
+
+@dataclass(frozen=True)
+class _Habit:
+    """What the levels of one spine share."""
+
+    build: float
+    width: float
+    depth: float
+    height: float
+    age: int
+    density: float
+    cortex: float
+    posterior: float
+
+
+def _vertebra(rng: Rng, name: str, frame: Frame, height: float, habit: _Habit) -> Vertebra:
+    size, b = SIZES[name], habit.build
+    wedge = {"L5": 2.6, "L4": 1.0, "L3": 0.2, "L2": -0.5, "L1": -1.2, "T12": -1.2}.get(name, -0.9) + rng.normal(0, 0.7)
+    wear = max(0.0, (habit.age - 45) / 40)
+    # density differs a little from level to level, lowest about L3 (published QCT; approximation)
+    level = {"L4": 1.0, "L3": 0.97, "L2": 0.99, "L1": 1.03}.get(name, 1.08)
+    return Vertebra(
+        name=name,
+        frame=frame,
+        width=size.width * b * habit.width * rng.normal(1, 0.02),
+        depth=size.depth * b * habit.depth * rng.normal(1, 0.02),
+        height_anterior=height + wedge / 2,
+        height_posterior=height - wedge / 2,
+        waist=float(np.clip(rng.normal(0.10, 0.025), 0.03, 0.18)),
+        squareness=float(np.clip(rng.normal(0.22, 0.08), 0.0, 0.45)),
+        posterior_hollow=float(np.clip(rng.normal(0.24 if name != "L5" else 0.10, 0.05), 0.0, 0.4)),
+        endplate_hollow=float(np.clip(rng.normal(2.2, 0.6) + 0.6 * wear, 0.6, 4.5)),
+        lipping=float(max(0.0, rng.gamma(1.2, 1.1) * wear)),
+        cortex=0.78 * habit.cortex * float(rng.normal(1, 0.05)),
+        endplate=0.98 * habit.cortex * float(rng.normal(1, 0.08)),
+        posterior_cortex=1.95 * habit.cortex * habit.posterior * float(rng.normal(1, 0.05)),
+        trabecular_mg_cm3=max(22.0, habit.density * level * float(rng.normal(1, 0.055))),
+        canal_width=(23.5 if name[0] == "L" else 20.5) * b * float(rng.normal(1, 0.06)),
+        canal_depth=(16.0 if name[0] == "L" else 15.5) * b * float(rng.normal(1, 0.07)),
+        pedicle_width=size.pedicle_width * b * float(rng.normal(1, 0.09)),
+        pedicle_height=size.pedicle_height * b * float(rng.normal(1, 0.06)),
+        transverse_span=size.transverse_span * b * float(rng.normal(1, 0.07)),
+        transverse_rise=float(rng.normal(4.0 if name[0] == "L" else 2.0, 3.0)),
+        spinous_length=size.spinous_length * b * float(rng.normal(1, 0.10)),
+        spinous_drop=float(rng.normal(7.0 if name[0] == "L" else 15.0, 2.0)),
+        spinous_height=(20.0 if name in ("L1", "L2", "L3", "L4") else 15.0) * b * float(rng.normal(1, 0.10)),
+        facet_size=float(rng.normal(1.0, 0.08) + 0.15 * wear),
+        texture_shift=(float(rng.uniform(0, 64)), float(rng.uniform(0, 64)), float(rng.uniform(0, 64))),
+    )
+
+
+def _sacrum(
+    rng: Rng,
+    build: float,
+    slope: float,
+    bend: float,
+    spin: float,
+    position: np.typing.NDArray[np.float64],
+    density: float,
+) -> Sacrum:
+    frame = Frame((float(position[0]), float(position[1]), float(position[2])), (slope + 0.06, 0.6 * bend, 0.6 * spin))
+    wing = (float(rng.normal(131, 6)), float(rng.normal(82, 6)), float(rng.normal(95, 8)))
+    return Sacrum(
+        frame,
+        50.0 * build * float(rng.normal(1, 0.04)),
+        33.0 * build * float(rng.normal(1, 0.04)),
+        29.0 * build * float(rng.normal(1, 0.04)),
+        float(np.radians(rng.normal(16, 4))),
+        108.0 * build * float(rng.normal(1, 0.03)),
+        max(20.0, 0.9 * density * float(rng.normal(1, 0.06))),
+        wing,
+        float(rng.normal(48, 9)),
+        float(rng.normal(9, 1.2)),
+    )
+
+
+def _vessels(rng: Rng, sex: str, age: int) -> Vessels:
+    radius = (9.2 if sex == "M" else 8.0) + 0.035 * (age - 60)
+    return Vessels(
+        float(np.clip(rng.normal(radius, 0.9), 6, 14)),
+        float(rng.normal(9, 4)),
+        float(rng.normal(10.5, 1.5)),
+        float(rng.normal(17, 3)),
+        float(np.clip(rng.beta(1.0, 3.0) + 0.012 * (age - 60), 0, 1)),
+        float(rng.uniform(1, 5)),
+    )
+
+
+def _torso(rng: Rng, sex: str, bmi: float, build: float, spine: tuple[Vertebra, ...], sacrum: Sacrum) -> Torso:
+    man = sex == "M"
+    tips = [v.frame.to_lps((0.0, 0.4 * v.depth + v.canal_depth + 7 + v.spinous_length, -8.0))[1] for v in spine]
+    tips.append(sacrum.frame.to_lps((0.0, sacrum.depth / 2 + 22, -35.0))[1])
+    back = max(tips)
+    fronts = [v.frame.center[1] - v.depth / 2 for v in spine[:7]]
+    fat_back = float(np.clip((7 if man else 9) + 1.5 * (bmi - 20) + rng.normal(0, 3), 4, 45))
+    half_width = float((164 if man else 152) * build**0.5 + 4.6 * (bmi - 22) + rng.normal(0, 6))
+    half_depth = float((104 if man else 95) * build**0.5 + 4.0 * (bmi - 22) + rng.normal(0, 6))
+    # room for vessels and bowel before the foremost body, however thin the patient
+    half_depth = max(half_depth, (back + fat_back - min(fronts) + 62 + 1.5 * max(0.0, bmi - 17)) / 2)
+    half_width = max(half_width, 1.32 * half_depth)
+    x, _, z = spine[2].frame.center
+    center: Vec3 = (x + float(rng.normal(0, 4)), back + fat_back - half_depth, z)
+    thin = 0.6 if man else 1.0
+    return Torso(
+        seed=int(rng.integers(2**31)),
+        center=center,
+        roll_rad=spine[2].frame.angles_rad[2],
+        half_width=half_width,
+        half_depth=half_depth,
+        hip_widening=float(rng.normal(6 if man else 16, 6)),
+        chest_widening=float(rng.normal(2, 6)),
+        squareness=float(rng.uniform(0.1, 0.5)),
+        fat_side=float(np.clip(thin * (10 + 2.4 * (bmi - 20)) + rng.normal(0, 3), 3, 60)),
+        fat_front=float(np.clip(thin * (13 + 2.6 * (bmi - 20)) + rng.normal(0, 4), 3, 70)),
+        fat_back=fat_back,
+        wall=float(np.clip(rng.normal(15 if man else 12, 2.5), 6, 22)),
+        psoas=float((19 if man else 15.5) * rng.normal(1, 0.12)),
+        erector=float(rng.normal(1.05 if man else 0.95, 0.1)),
+        kidney=(float(rng.normal(26, 2.5)), float(rng.normal(28, 2.5)), float(rng.normal(52, 4))),
+        kidney_lift=float(rng.normal(20, 10)),
+        liver=float(rng.normal(1.0, 0.12)),
+        lung_lift=float(rng.normal(20, 14)),
+        bowel_count=int(rng.integers(25, 60)),
+        gas=float(rng.uniform(0.05, 0.6)),
+        visceral_fat_hu=float(np.clip(rng.normal(-85 - 1.2 * (bmi - 22), 12), -112, -40)),
+        muscle_hu=float(rng.normal(54 if man else 48, 7)),
+        ribs=True,
+        table_gap=float(rng.uniform(2, 14)),
+    )
+
+
+def _acquisition(rng: Rng, given: dict[str, Value], bmi: float, torso: Torso) -> Acquisition:
+    vendor = str(rng.choice(["canon", "siemens", "philips"], p=[0.43, 0.34, 0.23]))
+    vendor = str(given.get("vendor", vendor))
+    noise = float(np.clip(rng.normal(12 + 0.35 * (bmi - 22), 2.5), 7, 22))
+    fov = float(
+        np.clip(
+            5 * np.ceil((2 * (torso.half_width + max(torso.hip_widening, torso.chest_widening, 0.0)) + 25) / 5),
+            350,
+            500,
+        )
+    )
+    coverage = given.get("coverage", ("T12", "S1"))
+    assert isinstance(coverage, tuple)
+    drop = given.get("drop_slice")
+    return Acquisition(
+        vendor,
+        str(given.get("kernel", VENDORS[vendor])),
+        int(_float(given.get("kvp", 120))),
+        _float(given.get("slice_mm", 3.0)),
+        _float(given.get("fov_mm", fov)),
+        _float(given.get("noise_hu", noise)),
+        str(given.get("contrast_phase", "native")),
+        coverage,
+        None if drop is None else int(_float(drop)),
+    )

@@ -1,0 +1,162 @@
+"""What every request passes before any route sees it, and every response after.
+
+Until users exist the pages are open to whoever reaches the loopback port, so the guard keeps other web
+sites from reaching it through the user's own browser: the Host header must name this machine (DNS
+rebinding), and a request that changes something must come from our own origin (request forgery).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import MEDIA_TYPE, problem_bytes
+
+log = logging.getLogger(__name__)
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+TOO_LARGE = "The body is larger than anything that is sent here."
+MAX_BODY_BYTES = 64 * 1024  # the largest thing that anyone sends us here is a reason of 1000 characters
+
+POLICY = (
+    "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+# Swagger UI carries its own icons as data: pictures.
+DOCS_POLICY = POLICY.replace("img-src 'self'", "img-src 'self' data:")
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+class BodyTooLargeError(Exception):
+    """The body grew past its limit while it was read."""
+
+
+class Guard:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check, pass on, and make an honest answer of whatever breaks inside."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send, scope["path"])
+        refusal = _refusal(scope)
+        if refusal is not None:
+            await answer.problem(*refusal)
+            return
+        try:
+            await self._app(scope, _limited(receive, answer), answer.send)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if answer.started:
+                raise
+            await answer.problem(500, "Something broke here. It has been logged.")
+
+
+class _Answer:
+    """Sends the response with our headers on it."""
+
+    def __init__(self, send: Send, path: str) -> None:
+        self._send = send
+        self._path = path
+        self.started = False
+        self.body_too_large = False
+
+    async def send(self, message: Message) -> None:
+        if self.body_too_large:  # whatever the route made of the body that we cut off
+            if not self.started:
+                await self.problem(413, TOO_LARGE)
+            return
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            policy = DOCS_POLICY if self._path == "/api/docs" else POLICY
+            headers.setdefault("Content-Security-Policy", policy)
+            static = self._path.startswith("/static/")
+            headers.setdefault("Cache-Control", "public, max-age=300" if static else "no-store")
+        await self._send(message)
+
+    async def problem(self, status: int, detail: str) -> None:
+        body = problem_bytes(status, detail)
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        self.body_too_large = False
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+        self.body_too_large = status == 413
+
+
+def _refusal(scope: Scope) -> tuple[int, str] | None:
+    """Why a request may not pass, or None."""
+    headers = Headers(scope=scope)
+    if not is_loopback_name(headers.get("host", "")):
+        return 421, "Osteogate answers only to the loopback names of this machine (localhost, 127.0.0.1)."
+    if scope["method"] in SAFE_METHODS:
+        return None
+    if not from_our_origin(headers, scope["scheme"]):
+        return 403, "A request that changes something must come from Osteogate's own pages."
+    if not _small(headers.get("content-length", "0")):
+        return 413, TOO_LARGE
+    return None
+
+
+def is_loopback_name(host: str) -> bool:
+    """True for localhost and loopback addresses, with or without a port."""
+    try:
+        parts = urlsplit(f"//{host}")
+        name, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if not name or parts.username is not None or parts.path:
+        return False
+    if name == "localhost":
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def from_our_origin(headers: Mapping[str, str], scheme: str) -> bool:
+    """True unless the browser says that another origin sent this; a script sends neither header."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None and site not in ("same-origin", "none"):
+        return False
+    return origin is None or origin.lower() == f"{scheme}://{headers.get('host', '')}".lower()
+
+
+def _small(length: str) -> bool:
+    return length.isascii() and length.isdigit() and int(length[:20]) <= MAX_BODY_BYTES
+
+
+def _limited(receive: Receive, answer: _Answer) -> Receive:
+    """`receive` that stops a body without (or with a false) Content-Length at the limit."""
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > MAX_BODY_BYTES:
+            answer.body_too_large = True
+            raise BodyTooLargeError
+        return message
+
+    return counted

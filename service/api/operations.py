@@ -1,0 +1,100 @@
+"""Health for supervisors, metrics for monitoring: counts and states, never a patient and never a secret."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.api.problems import problem_response
+from service.api.schemas import Check, Health
+from service.settings import MIB
+from service.web.desk import Desk
+from service.workflow import reading
+from service.workflow.reading import Gauges
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def operations_router(desk: Desk) -> APIRouter:
+    """Routes for machines that watch this one."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/api/v1/health/live", response_model=Health)
+    def live() -> Health:
+        """The process answers."""
+        return Health(status="ok")
+
+    @router.get("/api/v1/health/ready", response_model=Health, responses={503: {"model": Health}})
+    def ready() -> Response:
+        """The database answers and the spool has room; 503 and the reason where not."""
+        checks = {"database": _database(desk), "spool": _spool(desk)}
+        told = {name: check.model_dump() for name, check in checks.items()}
+        if all(check.ok for check in checks.values()):
+            return JSONResponse({"status": "ok", "checks": told})
+        failing = ", ".join(name for name, check in checks.items() if not check.ok)
+        return problem_response(503, f"Not ready: {failing}.", checks=told)
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> PlainTextResponse:
+        """Gauges in the Prometheus text format."""
+        with desk.store.reading() as session:
+            gauges = reading.gauges(session)
+        oldest = gauges.oldest_waiting_at
+        waiting = 0.0 if oldest is None else max(0.0, (desk.clock() - oldest).total_seconds())
+        lines = _lines(gauges, waiting, _free_bytes(desk.settings.spool_dir))
+        return PlainTextResponse("\n".join(lines) + "\n", media_type=METRICS_TYPE)
+
+    return router
+
+
+def _database(desk: Desk) -> Check:
+    try:
+        with desk.store.reading() as session:
+            reading.answers(session)
+            reading.gauges(session)
+    except SQLAlchemyError:
+        return Check(ok=False, text="The database does not answer, or is not migrated.")
+    return Check(ok=True, text="The database answers.")
+
+
+def _spool(desk: Desk) -> Check:
+    free, floor = _free_bytes(desk.settings.spool_dir), desk.settings.disk_floor_bytes
+    text = f"{free // MIB} MiB free, the floor is {floor // MIB} MiB."
+    return Check(ok=free >= floor, text=text)
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free bytes on the disk that holds (or will hold) the folder."""
+    standing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(standing).free
+
+
+def _lines(gauges: Gauges, oldest_waiting_s: float, free_bytes: int) -> Iterator[str]:
+    yield from _family("osteogate_studies", "Studies by state", gauges.studies, "state")
+    yield from _family("osteogate_decisions", "Decisions in force", gauges.decisions, "category")
+    yield from _family("osteogate_jobs", "Jobs by state", gauges.jobs, "state")
+    yield from _family("osteogate_referrals", "Referrals by state", gauges.referrals, "state")
+    yield from _family("osteogate_refusals", "Refusals at the door", gauges.refusals, "kind")
+    yield from _single("osteogate_instances", "Instances kept", gauges.instances)
+    yield from _single("osteogate_instance_bytes", "Bytes of the instances kept", gauges.instance_bytes)
+    yield from _single("osteogate_conflicts", "Instances that came with other bytes", gauges.conflicts)
+    yield from _single("osteogate_oldest_waiting_job_seconds", "Age of the oldest waiting job", oldest_waiting_s)
+    yield from _single("osteogate_spool_free_bytes", "Free bytes on the spool's disk", free_bytes)
+
+
+def _family(name: str, text: str, values: Mapping[str, int], label: str) -> Iterator[str]:
+    yield f"# HELP {name} {text}."
+    yield f"# TYPE {name} gauge"
+    for key, value in sorted(values.items()):
+        yield f'{name}{{{label}="{key}"}} {value}'
+
+
+def _single(name: str, text: str, value: float) -> Iterator[str]:
+    yield f"# HELP {name} {text}."
+    yield f"# TYPE {name} gauge"
+    yield f"{name} {value}"

@@ -1,0 +1,94 @@
+"""Errors as RFC 9457 problem documents; a browser that asked for a page gets a page instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.templating import Jinja2Templates
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from service.domain.errors import OsteogateError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(status: int, detail: str | None = None, **more: Any) -> dict[str, Any]:
+    """A problem document; `more` are its extension members."""
+    return {"type": "about:blank", "title": _title(status), "status": status, "detail": detail, **more}
+
+
+def problem_response(
+    status: int, detail: str | None = None, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """A problem document as a response."""
+    return JSONResponse(problem(status, detail, **more), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def problem_bytes(status: int, detail: str) -> bytes:
+    """A problem document for where no response object can be made (the guard)."""
+    return json.dumps(problem(status, detail)).encode()
+
+
+def _title(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def wants_page(headers: Mapping[str, str], path: str) -> bool:
+    """True for a person in a browser, away from the API."""
+    away = not path.startswith(("/api/", "/metrics", "/static/"))
+    return away and "text/html" in headers.get("accept", "")
+
+
+def install(app: FastAPI, pages: Jinja2Templates) -> None:
+    """Register the handlers of every error that a route can raise."""
+
+    def answer(request: Request, status: int, detail: str, headers: Mapping[str, str] | None) -> Response:
+        if wants_page(request.headers, request.url.path):
+            told = {"status": status, "title": _title(status), "detail": detail, "here": request.url.path}
+            return pages.TemplateResponse(request, "error.html", told, status, headers)
+        return problem_response(status, detail, headers, instance=request.url.path)
+
+    @app.exception_handler(HTTPException)
+    def refused(request: Request, error: HTTPException) -> Response:
+        detail = error.detail if error.detail != _title(error.status_code) else _PLAIN.get(error.status_code)
+        return answer(request, error.status_code, detail or error.detail, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> Response:
+        told = [_complaint(one) for one in error.errors()]
+        if wants_page(request.headers, request.url.path):
+            return answer(request, 422, "; ".join(f"{one['where']}: {one['text']}" for one in told), None)
+        return problem_response(422, "The request does not fit.", instance=request.url.path, errors=told)
+
+    @app.exception_handler(OsteogateError)
+    def conflict(request: Request, error: OsteogateError) -> Response:
+        """What the workflow refuses: a step that the referral's or the study's state does not allow."""
+        return answer(request, 409, _sentence(error), None)
+
+    @app.exception_handler(OperationalError)
+    def database_away(request: Request, error: OperationalError) -> Response:
+        return answer(request, 503, "The database does not answer. Try again in a moment.", {"Retry-After": "5"})
+
+
+_PLAIN = {404: "There is nothing at this address.", 405: "This address does not take that method."}
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _complaint(error: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong and where, without echoing what was sent."""
+    where: Sequence[Any] = error.get("loc", ())
+    return {"where": ".".join(str(part) for part in where), "text": str(error.get("msg", ""))}

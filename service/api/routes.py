@@ -1,0 +1,211 @@
+"""/api/v1: the worklist, studies, results, referrals and the audit trail."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from service.api import schemas
+from service.api.problems import MEDIA_TYPE
+from service.api.tabular import worklist_csv
+from service.domain.result import Category
+from service.domain.states import ReferralState, StudyState
+from service.web.desk import NO_STUDY, Desk
+from service.web.pages import sorting
+from service.workflow import reading
+from service.workflow.reading import Filter, Stage, StudyDetail, WorklistEntry
+
+CSV_ROWS = 10_000
+
+StudyUid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$", description="Study Instance UID")]
+PageNumber = Annotated[int, Query(ge=1, le=100_000)]
+PageSize = Annotated[int, Query(ge=1, le=500)]
+Words = Annotated[str | None, Query(max_length=200, description="in name, id, accession, UID, description")]
+Sort = Annotated[
+    str,
+    Query(
+        pattern=r"^-?[a-z-]+$",
+        max_length=20,
+        description="priority, received, study-date, name, bmd, tbs or hu; a leading minus turns it round",
+    ),
+]
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {MEDIA_TYPE: {"schema": schemas.Problem.model_json_schema()}}
+    return {status: {"description": "Problem document", "content": content} for status in statuses}
+
+
+def api_router(desk: Desk) -> APIRouter:
+    """All routes of version 1."""
+    router = APIRouter(prefix="/api/v1", responses=_problems(422))
+
+    @router.get(
+        "/worklist",
+        response_model=schemas.Worklist,
+        responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+        tags=["worklist"],
+    )
+    def worklist(
+        request: Request,
+        stage: Stage | None = None,
+        category: Category | None = None,
+        state: StudyState | None = None,
+        referral: ReferralState | None = None,
+        synthetic: bool | None = None,
+        q: Words = None,
+        sort: Sort = "priority",
+        page: PageNumber = 1,
+        page_size: PageSize = 50,
+    ) -> Any:
+        """Who was screened, what came of it, where the referral stands; `Accept: text/csv` exports it."""
+        wanted = Filter(stage, category, state, referral, synthetic, q.strip() or None if q else None)
+        order, descending = sorting(sort)
+        export = "text/csv" in request.headers.get("accept", "")
+        number, size = (1, CSV_ROWS) if export else (page, page_size)
+        with desk.store.transaction() as session:
+            found = reading.worklist(session, wanted, order=order, descending=descending, number=number, size=size)
+            counts = reading.worklist_counts(session, wanted)
+            action = "worklist.export" if export else "worklist.view"
+            desk.note(session, request, action, "worklist", rows=len(found.items), q=q)
+        if export:
+            return csv_response(found.items)
+        return schemas.Worklist(
+            items=tuple(schemas.WorklistItem.model_validate(item) for item in found.items),
+            total=found.total,
+            page=found.number,
+            page_size=found.size,
+            counts=counts,
+        )
+
+    @router.get("/studies", response_model=schemas.Studies, tags=["studies"])
+    def studies(request: Request, q: Words = None, page: PageNumber = 1, page_size: PageSize = 50) -> schemas.Studies:
+        """Every study that came in, with every series and its verdict, the latest arrival first."""
+        with desk.store.transaction() as session:
+            words = q.strip() or None if q else None
+            found = reading.intake(session, words=words, number=page, size=page_size)
+            desk.note(session, request, "intake.view", "intake", rows=len(found.items), q=q)
+        return schemas.Studies(
+            items=tuple(schemas.StudyShape.model_validate(item) for item in found.items),
+            total=found.total,
+            page=found.number,
+            page_size=found.size,
+        )
+
+    @router.get(
+        "/studies/{study_uid}",
+        response_model=schemas.StudyDetailShape,
+        responses=_problems(404),
+        tags=["studies"],
+    )
+    def study(request: Request, study_uid: StudyUid) -> schemas.StudyDetailShape:
+        """One study: its series with verdicts, its work with attempts, its results, its refusals."""
+        detail = desk.study(request, study_uid, seen_as="study.view")
+        with desk.store.reading() as session:
+            refused = reading.refusals(session, words=study_uid)
+        return _study_shape(detail, refused)
+
+    @router.get(
+        "/studies/{study_uid}/result",
+        response_model=schemas.ResultDocument,
+        responses=_problems(404),
+        tags=["studies"],
+    )
+    def result(request: Request, study_uid: StudyUid) -> JSONResponse:
+        """result.json: of the screening, or the not-assessable one of a study that no series qualified."""
+        detail = desk.study(request, study_uid, seen_as="result.view")
+        document = detail.document
+        if document is None:
+            state = detail.intake.state
+            raise HTTPException(404, f"No result yet: the study is {state.value}.")
+        return JSONResponse(dict(document))  # as stored: what a newer version added stays in
+
+    @router.post(
+        "/studies/{study_uid}/referral",
+        response_model=schemas.ReferralShape,
+        responses=_problems(403, 404, 409),
+        tags=["referral"],
+    )
+    def act(request: Request, study_uid: StudyUid, step: schemas.ReferralAction) -> schemas.ReferralShape:
+        """A step of the referral loop; one that its state does not allow is refused with 409."""
+        require_json(request)
+        reason = step.reason.strip() or None if step.reason else None
+        desk.act(request, study_uid, step.action, reason)
+        with desk.store.reading() as session:
+            detail = reading.study(session, study_uid)
+        if detail is None or detail.entry.referral is None:
+            raise HTTPException(404, "This study has no referral.")
+        return schemas.ReferralShape.model_validate(detail.entry.referral)
+
+    @router.post(
+        "/studies/{study_uid}/rerun",
+        response_model=schemas.RerunAnswer,
+        responses=_problems(403, 404, 409),
+        status_code=202,
+        tags=["studies"],
+    )
+    def rerun(request: Request, study_uid: StudyUid) -> schemas.RerunAnswer:
+        """Let the worker try a quarantined study again."""
+        require_json(request)
+        desk.rerun(request, study_uid)
+        with desk.store.reading() as session:
+            detail = reading.study(session, study_uid)
+        if detail is None:
+            raise HTTPException(404, NO_STUDY)
+        return schemas.RerunAnswer(study_uid=study_uid, state=detail.intake.state)
+
+    @router.get("/audit", response_model=schemas.Audit, tags=["audit"])
+    def audit(
+        request: Request,
+        subject: Annotated[str | None, Query(max_length=128)] = None,
+        page: PageNumber = 1,
+        page_size: PageSize = 50,
+    ) -> schemas.Audit:
+        """Who looked at, took out or decided what, the latest first."""
+        with desk.store.transaction() as session:
+            found = reading.audit(session, subject=subject, number=page, size=page_size)
+            desk.note(session, request, "audit.view", "audit", about=subject)
+        return schemas.Audit(
+            items=tuple(schemas.AuditShape.model_validate(item) for item in found.items),
+            total=found.total,
+            page=found.number,
+            page_size=found.size,
+        )
+
+    return router
+
+
+def require_json(request: Request) -> None:
+    """415 unless the body is declared as JSON: no foreign page's form can declare that."""
+    told = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if told not in ("", "application/json"):  # none at all: there is no body, and no form sends that
+        raise HTTPException(415, "Send application/json.")
+
+
+def csv_response(entries: tuple[WorklistEntry, ...], *, byte_order_mark: bool = False) -> Response:
+    """The worklist as a CSV download; spreadsheets need the byte-order mark to read Japanese names."""
+    mark = "\ufeff" if byte_order_mark else ""
+    return PlainTextResponse(
+        mark + worklist_csv(entries),
+        media_type="text/csv",
+        headers={"Content-Disposition": 'attachment; filename="osteogate-worklist.csv"'},
+    )
+
+
+def _study_shape(detail: StudyDetail, refused: tuple[reading.RefusalLine, ...]) -> schemas.StudyDetailShape:
+    known = schemas.StudyShape.model_validate(detail.intake)
+    return schemas.StudyDetailShape(
+        **{name: getattr(known, name) for name in schemas.StudyShape.model_fields},
+        category=detail.entry.category,
+        referral=_maybe(schemas.ReferralShape, detail.entry.referral),
+        jobs=tuple(schemas.JobShape.model_validate(job) for job in detail.jobs),
+        results=tuple(schemas.ResultSummary.model_validate(line) for line in detail.results),
+        conflicts=tuple(schemas.ConflictShape.model_validate(line) for line in detail.conflicts),
+        refusals=tuple(schemas.RefusalShape.model_validate(line) for line in refused),
+    )
+
+
+def _maybe(shape: type[schemas.ReferralShape], value: reading.Standing | None) -> schemas.ReferralShape | None:
+    return None if value is None else shape.model_validate(value)

@@ -1,0 +1,348 @@
+"""The shapes of the API's answers; an absent value is null, never a missing key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.domain.result import Category, Interval
+from service.domain.states import JobState, ReferralState, StudyState
+from service.workflow.reading import Stage
+
+
+class Shape(BaseModel):
+    """Base: reads from the frozen values of `service.workflow.reading`."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+class ReasonShape(Shape):
+    """A stable code and the sentence for people."""
+
+    code: str
+    text: str
+
+
+class PatientShape(Shape):
+    """Who the study shows, as its DICOM headers say."""
+
+    patient_id: str | None
+    name: str | None = Field(description="DICOM PN, as received")
+    sex: str | None
+    birth_date: str | None = Field(description="DICOM DA, YYYYMMDD")
+    age_years: float | None
+
+
+class ReferralShape(Shape):
+    """Where the referral of a study stands."""
+
+    state: ReferralState
+    reason: str | None
+    changed_at: datetime
+    changed_by: str
+
+
+class ValuesShape(Shape):
+    """The patient's values of the result in force, with 90 % intervals."""
+
+    bmd_g_cm2: float | None
+    bmd_interval: Interval | None
+    tbs: float | None
+    tbs_interval: Interval | None
+    hu_mean: float | None
+    percent_yam: float | None
+    levels_used: tuple[str, ...]
+
+
+class WorklistItem(Shape):
+    """One line of the worklist."""
+
+    study_uid: str
+    patient: PatientShape
+    study_date: str | None
+    description: str | None
+    accession_number: str | None
+    synthetic: bool
+    state: StudyState
+    stage: Stage = Field(description="the category, or in-progress, or failed (needs attention)")
+    revision: int
+    received_at: datetime
+    category: Category | None
+    reasons: tuple[ReasonShape, ...]
+    driver: str | None
+    values: ValuesShape
+    digital_model: bool = Field(description="the network is known from digital patients only")
+    updating: bool = Field(description="a decision stands and newer slices are about to replace it")
+    attempts: int
+    referral: ReferralShape | None
+
+
+class Worklist(Shape):
+    """One page of the worklist."""
+
+    items: tuple[WorklistItem, ...]
+    total: int
+    page: int
+    page_size: int
+    counts: dict[Stage, int]
+    notice: str = "Investigational. Not a medical device. Confirm with DXA."
+
+
+class SeriesShape(Shape):
+    """One series with its verdict."""
+
+    series_uid: str
+    modality: str | None
+    description: str | None
+    number: int | None
+    instance_count: int
+    eligible: bool | None = Field(description="null until judged")
+    chosen: bool
+    reasons: tuple[ReasonShape, ...]
+    cautions: tuple[ReasonShape, ...]
+
+
+class JobShape(Shape):
+    """One piece of work."""
+
+    job_id: int
+    kind: str
+    series_uid: str
+    revision: int
+    state: JobState
+    attempts: int
+    worker: str | None
+    last_error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class ConflictShape(Shape):
+    """An instance that came again with other bytes; the first copy was kept."""
+
+    sop_instance_uid: str
+    study_uid: str
+    sha256: str
+    calling_ae: str | None
+    received_at: datetime
+
+
+class ResultSummary(Shape):
+    """One revision of a result."""
+
+    result_id: int
+    series_uid: str
+    revision: int
+    attempt: int
+    superseded: bool
+    category: str
+    created_at: datetime
+
+
+class StudyShape(Shape):
+    """One study as it came in."""
+
+    study_uid: str
+    patient: PatientShape
+    study_date: str | None
+    description: str | None
+    accession_number: str | None
+    synthetic: bool
+    state: StudyState
+    revision: int
+    choice: str | None
+    calling_ae: str | None
+    first_received_at: datetime
+    last_received_at: datetime
+    closed_at: datetime | None
+    series: tuple[SeriesShape, ...]
+
+
+class Studies(Shape):
+    """One page of studies, the latest arrival first."""
+
+    items: tuple[StudyShape, ...]
+    total: int
+    page: int
+    page_size: int
+
+
+class StudyDetailShape(StudyShape):
+    """One study with its work, its results, its referral and what was refused of it."""
+
+    category: Category | None
+    referral: ReferralShape | None
+    jobs: tuple[JobShape, ...]
+    results: tuple[ResultSummary, ...]
+    conflicts: tuple[ConflictShape, ...]
+    refusals: tuple[RefusalShape, ...] = Field(description="refused instances that named this study")
+
+
+class RefusalShape(Shape):
+    """Something turned away at the door."""
+
+    at: datetime
+    kind: str
+    code: str
+    text: str
+    calling_ae: str | None
+    peer_address: str | None
+    sop_class_uid: str | None
+    status: int | None
+
+
+class ReferralAction(BaseModel):
+    """A step of the referral loop; a dismissal needs its reason."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    action: Literal["review", "order", "dismiss", "reopen", "dxa-done"]
+    reason: str | None = Field(default=None, max_length=1000)
+
+
+class RerunAnswer(Shape):
+    """The study waits for the worker again."""
+
+    study_uid: str
+    state: StudyState
+
+
+class Check(Shape):
+    """One thing that must work."""
+
+    ok: bool
+    text: str
+
+
+class Health(Shape):
+    """Whether this installation can do its work."""
+
+    status: Literal["ok", "failing"]
+    checks: dict[str, Check] = {}
+
+
+class AuditShape(Shape):
+    """One line of the audit trail."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
+    peer_address: str | None
+
+
+class Audit(Shape):
+    """One page of the audit trail, the latest first."""
+
+    items: tuple[AuditShape, ...]
+    total: int
+    page: int
+    page_size: int
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    instance: str | None = None
+
+
+# result.json -------------------------------------------------------------------------------------------
+
+
+class ResultVerdict(Shape):
+    """Whether the CT could be judged."""
+
+    eligible: bool
+    reasons: tuple[ReasonShape, ...]
+
+
+class ResultHeights(Shape):
+    """Heights of the vertebral body in mm."""
+
+    anterior: float | None
+    middle: float | None
+    posterior: float | None
+
+
+class ResultLevel(Shape):
+    """One vertebra."""
+
+    valid: bool
+    exclusions: tuple[ReasonShape, ...]
+    bmd_g_cm2: float | None
+    bmd_interval: Interval | None
+    tbs: float | None
+    tbs_interval: Interval | None
+    hu_mean: float | None
+    hu_roi_mm2: float | None
+    heights_mm: ResultHeights
+
+
+class ResultPatient(Shape):
+    """The patient's values: means over the valid levels."""
+
+    synthetic: bool
+    bmd_g_cm2: float | None
+    bmd_interval: Interval | None
+    tbs: float | None
+    tbs_interval: Interval | None
+    hu_mean: float | None
+    percent_yam: float | None
+    t_score: float | None
+    levels_used: tuple[str, ...]
+
+
+class ResultAnatomy(Shape):
+    """The spine as found."""
+
+    lumbar_count: int | None
+    numbering: Literal["certain", "uncertain"]
+    cobb_deg: float | None
+    contrast: str | None
+    notes: tuple[str, ...]
+
+
+class ResultDecision(Shape):
+    """The decision, why, by whom, under which policy."""
+
+    category: Category
+    reasons: tuple[ReasonShape, ...]
+    driver: Literal["network", "ct-attenuation", "none"]
+    policy: str
+
+
+class ResultProvenance(Shape):
+    """What made the result."""
+
+    software: str | None
+    model: str | None
+    model_sha256: str | None
+    segmenter: str | None
+    segmenter_sha256: str | None
+    device: str | None
+
+
+class ResultDocument(Shape):
+    """result.json."""
+
+    study_uid: str | None
+    series_uid: str | None
+    revision: int | None
+    verdict: ResultVerdict
+    levels: dict[str, ResultLevel]
+    patient: ResultPatient
+    anatomy: ResultAnatomy
+    decision: ResultDecision
+    provenance: ResultProvenance
+    timings_s: dict[str, float]
+
+
+StudyDetailShape.model_rebuild()

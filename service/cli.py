@@ -1,0 +1,485 @@
+"""`osteogate`, one command; each subcommand calls one function.
+
+The only module that builds `Settings`, and the only one of `service` that may reach into `worker` and `models`:
+lazily, inside the subcommand that needs them, so that the service image runs without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.domain.policy import Policy
+    from service.store.engine import Store
+
+Handler = Callable[[argparse.Namespace], int]
+DISCLAIMER = "Investigational. Not a medical device. Confirm with DXA."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the exit status is 0 on success, 1 on a failure that is told, 2 on wrong usage."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    handler: Handler = options.handler
+    _start_logging(logging.INFO if handler in PROCESSES else logging.WARNING)
+    try:
+        return handler(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except _told() as error:
+        Console(stderr=True).print(f"osteogate: {error}", style="red", markup=False, highlight=False)
+        return 1
+
+
+def _start_logging(level: int) -> None:
+    """Processes log what they do; commands at a terminal print their answer and log only what is amiss."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("pynetdicom").setLevel(logging.WARNING)  # INFO is two lines an instance
+
+
+def _told() -> tuple[type[Exception], ...]:
+    """Errors whose message is the answer; anything else is our bug and shows its traceback."""
+    from service.domain.errors import OsteogateError
+    from service.supervise import AlreadyRunning
+
+    return (OsteogateError, AlreadyRunning, ValueError, OSError)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="osteogate", description=f"Opportunistic bone screening on CT. {DISCLAIMER}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_installation(commands)
+    _add_processes(commands)
+    _add_single(commands)
+    _add_models(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(handler=handler)
+    return command
+
+
+# --- an installation ---------------------------------------------------------------------------------------------
+
+
+def _add_installation(commands: Any) -> None:
+    demo = _command(commands, "demo", run_demo, "a whole installation in a fresh folder, fed with digital patients")
+    demo.add_argument("--patients", type=int, default=7, metavar="N")
+    demo.add_argument("--seed", type=int, default=1, metavar="S")
+    demo.add_argument("--json", type=Path, metavar="FILE", help="write truth, results, addresses and timings")
+    demo.add_argument("--stay", action="store_true", help="leave it running until Ctrl-C")
+    up = _command(commands, "up", run_up, "the embedded installation, until Ctrl-C")
+    up.add_argument("--data", type=Path, metavar="DIR", help="the data folder (OSTEOGATE_DATA_DIR)")
+    database = commands.add_parser("db", help="the database").add_subparsers(required=True, metavar="ACTION")
+    _command(database, "upgrade", run_db_upgrade, "bring the database to this version's schema")
+    _command(commands, "doctor", run_doctor, "check this installation's parts and say what is amiss")
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """`osteogate demo`."""
+    from service.demo import run
+
+    return run(patients=options.patients, seed=options.seed, json_file=options.json, stay=options.stay)
+
+
+def run_up(options: argparse.Namespace) -> int:
+    """`osteogate up`."""
+    from service.store.engine import upgrade
+    from service.supervise import Installation, sole_owner
+
+    settings = Settings(**({"data_dir": options.data} if options.data else {}))
+    console = Console()
+    stopping = _until_signalled()
+    with sole_owner(settings.data_dir):
+        upgrade(settings.sqlalchemy_url)
+        console.print(f"[bold]Osteogate[/] {DISCLAIMER}", highlight=False)
+        console.print(
+            f"  DICOM   {settings.ae_title} at {settings.dicom_host}:{settings.dicom_port}\n"
+            f"  pages   http://{settings.web_host}:{settings.web_port}/\n"
+            f"  data    {settings.data_dir.resolve()} (logs in logs/)\n"
+            "  Ctrl-C stops it; nothing is lost.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        Installation.of(settings, console.print).run(stopping.is_set)
+    return 0
+
+
+def run_db_upgrade(_: argparse.Namespace) -> int:
+    """`osteogate db upgrade`."""
+    from service.store.engine import upgrade
+
+    settings = Settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    upgrade(settings.sqlalchemy_url)
+    return 0
+
+
+def run_doctor(_: argparse.Namespace) -> int:
+    """`osteogate doctor`."""
+    from service.doctor import examine
+
+    console = Console()
+    findings = examine(Settings())
+    for finding in findings:
+        console.print(f"[{'green' if finding.good else 'red'}]{'ok ' if finding.good else 'BAD'}[/] ", end="")
+        console.print(f"{finding.part}: {finding.text}", markup=False, highlight=False, soft_wrap=True)
+    return 0 if all(finding.good for finding in findings) else 1
+
+
+# --- the processes -----------------------------------------------------------------------------------------------
+
+
+def _add_processes(commands: Any) -> None:
+    _command(commands, "listen", run_listen, "the DICOM C-STORE listener")
+    _command(commands, "steward", run_steward, "closes quiet studies and rings the bell for waiting work")
+    _command(commands, "web", run_web, "the pages and the API")
+    _command(commands, "worker", run_worker, "a Celery worker that screens studies")
+
+
+def run_listen(_: argparse.Namespace) -> int:
+    """`osteogate listen`."""
+    from service.dicom.listener import Listener
+    from service.workflow.intake import Door
+
+    settings, store = Settings(), None
+    stopping = _until_signalled()
+    store = _store(settings)
+    door = Door(store, settings)
+    listener = Listener(settings, door.commit, door.refuse)
+    listener.start()
+    try:
+        stopping.wait()
+    finally:
+        listener.stop()
+    return 0
+
+
+def run_steward(_: argparse.Namespace) -> int:
+    """`osteogate steward`."""
+    from service.steward import Steward
+    from service.workflow.bell import Bell
+
+    settings = Settings()
+    stopping = _until_signalled()
+    bell = Bell(settings.celery_url)
+    Steward(_store(settings), settings, _policy(settings), bell.ring).run(stopping)
+    return 0
+
+
+def run_web(_: argparse.Namespace) -> int:
+    """`osteogate web`."""
+    import uvicorn
+
+    from service.api.app import create_app
+
+    settings = Settings()
+    app = create_app(settings, _store(settings), _policy(settings))
+    uvicorn.run(app, host=settings.web_host, port=settings.web_port, log_level="warning", server_header=False)
+    return 0
+
+
+def run_worker(_: argparse.Namespace) -> int:
+    """`osteogate worker`."""
+    from worker.app import run_worker
+
+    settings = Settings()
+    run_worker(settings, _store(settings), _policy(settings))
+    return 0
+
+
+PROCESSES: tuple[Handler, ...] = (run_listen, run_steward, run_web, run_worker)
+
+
+# --- single studies ----------------------------------------------------------------------------------------------
+
+
+def _add_single(commands: Any) -> None:
+    send = _command(commands, "send", run_send, "C-STORE files or folders to a DICOM node")
+    send.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    send.add_argument("--to", required=True, metavar="HOST:PORT")
+    send.add_argument("--called", required=True, metavar="AET")
+    send.add_argument("--calling", default="OSTEOGATE", metavar="AET")
+
+    screen = _command(commands, "screen", run_screen, "one CT (DICOM folder or NIfTI) without a server")
+    screen.add_argument("path", type=Path, metavar="PATH")
+    screen.add_argument(
+        "--segmentation", type=Path, metavar="FILE", help="use these vertebrae: a NIfTI label map or a DICOM SEG"
+    )
+    screen.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    phantom = commands.add_parser("phantom", help="digital patients").add_subparsers(required=True, metavar="WHAT")
+    study = _command(phantom, "study", run_phantom_study, "a digital patient as a DICOM CT series with its truth")
+    study.add_argument("--seed", type=int, required=True, metavar="S")
+    study.add_argument("--out", type=Path, required=True, metavar="DIR")
+    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    cohort = _command(phantom, "cohort", run_phantom_cohort, "training crops of digital patients with their truth")
+    cohort.add_argument("--seed", type=int, required=True, metavar="S")
+    cohort.add_argument("--patients", type=int, required=True, metavar="N")
+    cohort.add_argument("--out", type=Path, required=True, metavar="DIR")
+    cohort.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    cohort.add_argument(
+        "--enriched-share", type=float, default=0.0, metavar="F", help="share of patients drawn evenly over all BMD"
+    )
+    reference = _command(phantom, "reference", run_phantom_reference, "the young-adult reference of digital patients")
+    reference.add_argument("--seed", type=int, required=True, metavar="S")
+    reference.add_argument("--patients", type=int, required=True, metavar="N", help="of each sex")
+
+    acceptance = _command(commands, "acceptance", run_acceptance, "measure the pipeline on digital patients, here")
+    acceptance.add_argument("--patients", type=int, default=50, metavar="N")
+    acceptance.add_argument("--seed", type=int, metavar="S", help="of the first patient")
+    acceptance.add_argument("--json", type=Path, metavar="FILE")
+
+
+def run_send(options: argparse.Namespace) -> int:
+    """`osteogate send`."""
+    from rich.progress import Progress
+
+    from service.dicom.send import send_files
+
+    host, _, port = options.to.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("--to takes HOST:PORT")
+    console = Console(stderr=True)
+    with Progress(console=console) as progress:
+        task = progress.add_task(f"to {options.called}", total=None)
+        report = send_files(
+            options.paths,
+            host=host,
+            port=int(port),
+            called=options.called,
+            calling=options.calling,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for path, text in report.failed:
+        console.print(f"{path}: {text}", style="red", markup=False, highlight=False)
+    passed_over = f", {len(report.passed_over)} passed over (not DICOM)" if report.passed_over else ""
+    console.print(f"{len(report.sent)} stored, {len(report.failed)} failed{passed_over}")
+    return 1 if report.failed or not report.sent else 0
+
+
+def run_screen(options: argparse.Namespace) -> int:
+    """`osteogate screen`."""
+    _quiet_libraries()
+    from worker.screen import screen_path
+    from worker.start import make_pipeline
+
+    settings = Settings()
+    document = screen_path(
+        options.path,
+        options.out,
+        lambda: make_pipeline(settings, options.segmentation),
+        _policy(settings),
+        at=datetime.now().astimezone(),
+    )
+    print(json.dumps({"decision": document["decision"], "patient": document["patient"]}, indent=2, ensure_ascii=False))
+    print(f"{options.out / 'result.json'}  ({DISCLAIMER})")
+    return 0
+
+
+def run_acceptance(options: argparse.Namespace) -> int:
+    """`osteogate acceptance`."""
+    _quiet_libraries()
+    from worker.acceptance import FIRST_SEED, run
+    from worker.start import make_pipeline
+
+    first = FIRST_SEED if options.seed is None else options.seed
+    report = run(
+        make_pipeline(Settings()), range(first, first + options.patients), lambda done: print(done, flush=True)
+    )
+    print(json.dumps(report, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0 if report["passed"] else 1
+
+
+def run_phantom_study(options: argparse.Namespace) -> int:
+    """`osteogate phantom study`."""
+    from models.phantom.study import make_study
+
+    print(make_study(options.seed, options.out, _pairs(options.settings)))
+    return 0
+
+
+def run_phantom_cohort(options: argparse.Namespace) -> int:
+    """`osteogate phantom cohort`."""
+    from models.phantom.cohort import make_cohort
+
+    settings = _pairs(options.settings)
+    share = options.enriched_share
+    print(make_cohort(options.seed, options.patients, options.out, settings, enriched_share=share))
+    return 0
+
+
+def run_phantom_reference(options: argparse.Namespace) -> int:
+    """`osteogate phantom reference`: the `[digital]` tables of service/domain/references.toml."""
+    from models.phantom.young_adults import measure_young_adults
+    from service.domain.bone import DEVICE, REGION, Reference, ReferenceOrigin, digital_section
+
+    cohorts = [measure_young_adults(options.seed, options.patients, sex) for sex in ("F", "M")]
+    command = f"osteogate phantom reference --seed {options.seed} --patients {options.patients}"
+    references = [
+        Reference(
+            key=f"young-{cohort.sex.lower()}-l1l4",
+            provenance=ReferenceOrigin.DIGITAL,
+            device=DEVICE,
+            region=REGION,
+            sex=cohort.sex,
+            population=f"{cohort.patients} digital patients of 20-44 years",
+            mean_g_cm2=round(cohort.mean_g_cm2, 4),
+            sd_g_cm2=round(cohort.sd_g_cm2, 4),
+            source=command,
+        )
+        for cohort in cohorts
+    ]
+    print(digital_section(references))
+    return 0
+
+
+# --- models and weights ------------------------------------------------------------------------------------------
+
+
+def _add_models(commands: Any) -> None:
+    train = _command(commands, "train", run_train, "train a model package on a cohort")
+    train.add_argument("--cohort", type=Path, required=True, metavar="DIR")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR")
+    train.add_argument("--config", type=Path, metavar="FILE")
+    train.add_argument("--resume", action="store_true")
+    evaluate = _command(commands, "evaluate", run_evaluate, "evaluate a model package on a cohort")
+    evaluate.add_argument("--model", required=True, metavar="PACKAGE", help="a folder, an id, or 'active'")
+    evaluate.add_argument("--cohort", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR")
+    models = commands.add_parser("models", help="model packages").add_subparsers(required=True, metavar="ACTION")
+    _command(models, "list", run_models_list, "the packages at hand")
+    show = _command(models, "show", run_models_show, "one package's card and manifest")
+    show.add_argument("model", metavar="PACKAGE")
+    weights = commands.add_parser("weights", help="segmentation weights").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    _command(weights, "status", run_weights_status, "which segmentation weights are in force")
+    _command(weights, "verify", run_weights_status, "verify the segmentation weights against their sums")
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """`osteogate train`."""
+    from models.training import train_package
+
+    train_package(options.cohort, options.out, options.config, resume=options.resume)
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """`osteogate evaluate`."""
+    from models.evaluation import evaluate_package
+    from service.domain.bone import ReferenceOrigin, load_references
+    from worker.start import package_path
+
+    young_adults = {
+        entry.sex: entry.mean_g_cm2
+        for entry in load_references().entries
+        if entry.provenance is ReferenceOrigin.DIGITAL
+    }
+    report = evaluate_package(package_path(options.model), options.cohort, options.out, young_adults)
+    print(json.dumps(report["per_vertebra"], indent=2))
+    print(options.out / "report.html")
+    return 0
+
+
+def run_models_list(_: argparse.Namespace) -> int:
+    """`osteogate models list`."""
+    from worker.start import packages
+
+    for package in packages():
+        print(f"{package.name}  {package.path}")
+    return 0
+
+
+def run_models_show(options: argparse.Namespace) -> int:
+    """`osteogate models show`."""
+    from models.package import ModelPackage
+    from worker.start import package_path
+
+    package = ModelPackage.load(package_path(options.model))
+    print(package.model_card())
+    return 0
+
+
+def run_weights_status(_: argparse.Namespace) -> int:
+    """`osteogate weights status` and `verify`: loading verifies every file's sum."""
+    _quiet_libraries()
+    from worker.pipeline import weights_in_force
+    from worker.segmentation import load_segmenter
+
+    settings = Settings()
+    segmenter = load_segmenter(weights_in_force(settings), settings.device)
+    print(f"{segmenter.name}  sha256 {segmenter.sha256}  {weights_in_force(settings) or 'built in'}")
+    return 0
+
+
+# --- what they share ---------------------------------------------------------------------------------------------
+
+
+def _store(settings: Settings) -> Store:
+    from service.store.engine import Store, make_engine
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return Store(make_engine(settings.sqlalchemy_url))
+
+
+def _policy(settings: Settings) -> Policy:
+    from service.domain.policy import DEFAULT_POLICY, load_policy
+
+    if settings.policy_file is None:
+        return DEFAULT_POLICY
+    return load_policy(settings.policy_file.read_text(encoding="utf-8"))
+
+
+def _pairs(assignments: Sequence[str]) -> dict[str, str]:
+    """KEY=VALUE arguments as a mapping.
+
+    Raises:
+        ValueError: an argument has no '='.
+    """
+    pairs = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise ValueError(f"--set takes KEY=VALUE, not {assignment!r}")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _until_signalled() -> threading.Event:
+    """An event that SIGINT and SIGTERM set; handlers run in the main thread and only set it."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+def _quiet_libraries() -> None:
+    """nnU-Net warns about environment variables that its training would need; we only predict."""
+    warnings.filterwarnings("ignore", module=r"nnunetv2|torch|totalsegmentator")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""A storage SCU: files and folders to a peer by C-STORE (PS3.4 Annex B), their bytes as they are.
+
+Data sets are neither parsed nor re-encoded: each goes in the transfer syntax it is stored in, so a peer that
+takes no such syntax refuses the context and the report says so.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom.uid import UID
+from pynetdicom import evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.dimse_primitives import C_STORE
+
+from service.dicom.headers import HeaderError, read_facts
+from service.dicom.part10 import FileMeta, NotPart10Error, read_file_meta
+
+MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd identifiers up to 255
+SUCCESS = 0x0000
+WARNINGS = frozenset({0xB000, 0xB006, 0xB007})  # stored, with a remark (PS3.4 table B.2-1)
+Context = tuple[str, str]  # SOP class UID, transfer syntax UID
+Progress = Callable[[int, int], None]  # files settled, files in all
+
+
+@dataclass
+class SendReport:
+    """What became of each file."""
+
+    sent: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+    passed_over: list[tuple[Path, str]] = field(default_factory=list)  # what lay in a folder and is no DICOM
+
+    @property
+    def total(self) -> int:
+        """Files settled, one way or the other."""
+        return len(self.sent) + len(self.failed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    path: Path
+    meta: FileMeta
+
+    @property
+    def context(self) -> Context:
+        return self.meta.sop_class_uid, self.meta.transfer_syntax_uid
+
+
+def send_files(
+    paths: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    called: str,
+    calling: str = "OSTEOGATE-SCU",
+    on_progress: Progress | None = None,
+    timeout_seconds: float = 60.0,
+) -> SendReport:
+    """Send every DICOM file of `paths` once; nothing is tried twice.
+
+    Folders are walked, and what is no DICOM in them is passed over; a file that was named must be one.
+    """
+    report = SendReport()
+    named = {path for path in paths if not path.is_dir()}
+    outgoing = [found for path in _files(paths) if (found := _outgoing(path, report, named)) is not None]
+    total = report.total + len(outgoing)
+
+    def settle(file: _Outgoing, failure: str | None) -> None:
+        if failure is None:
+            report.sent.append(file.path)
+        else:
+            report.failed.append((file.path, failure))
+        if on_progress is not None:
+            on_progress(report.total, total)
+
+    ae = ApplicationEntity(calling)
+    ae.acse_timeout = ae.connection_timeout = timeout_seconds
+    ae.dimse_timeout = ae.network_timeout = timeout_seconds
+    for group in _groups(outgoing):
+        _send_group(ae, group, (host, port, called), settle)
+    return report
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(found for found in path.rglob("*") if found.is_file())
+        else:
+            yield path
+
+
+def _outgoing(path: Path, report: SendReport, named: Container[Path]) -> _Outgoing | None:
+    """The file's meta information, completed from its data set; None (and a line in the report) for no DICOM."""
+    try:
+        with path.open("rb") as stream:
+            meta = read_file_meta(stream)
+        if not (meta.sop_class_uid and meta.sop_instance_uid):
+            facts = read_facts(path)
+            meta = FileMeta(facts.sop_class_uid, facts.sop_instance_uid, meta.transfer_syntax_uid, meta.offset)
+    except (NotPart10Error, HeaderError) as error:
+        lines = report.failed if path in named else report.passed_over
+        lines.append((path, f"not a DICOM file: {error}"))
+    except OSError as error:
+        report.failed.append((path, f"can't be read: {error.strerror}"))
+    else:
+        return _Outgoing(path, meta)
+    return None
+
+
+def _groups(outgoing: Iterable[_Outgoing]) -> list[list[_Outgoing]]:
+    """Files in their order, cut where one association's contexts are used up."""
+    groups: list[list[_Outgoing]] = []
+    contexts: set[Context] = set()
+    for file in outgoing:
+        if not groups or (file.context not in contexts and len(contexts) == MAX_CONTEXTS):
+            groups.append([])
+            contexts = set()
+        contexts.add(file.context)
+        groups[-1].append(file)
+    return groups
+
+
+def _send_group(
+    ae: ApplicationEntity,
+    group: list[_Outgoing],
+    peer: tuple[str, int, str],
+    settle: Callable[[_Outgoing, str | None], None],
+) -> None:
+    host, port, called = peer
+    ae.requested_contexts = []
+    for sop_class, syntax in dict.fromkeys(file.context for file in group):
+        ae.add_requested_context(sop_class, syntax)
+    association = ae.associate(host, port, ae_title=called, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)])
+    if not association.is_established:
+        nothing_taken = association.is_aborted and association.rejected_contexts
+        for file in group:
+            settle(file, _not_taken(file) if nothing_taken else _why_not(association, host, port))
+        return
+    accepted = {
+        (str(context.abstract_syntax), str(context.transfer_syntax[0])): context.context_id
+        for context in association.accepted_contexts
+    }
+    try:
+        for number, file in enumerate(group):
+            context_id = accepted.get(file.context)
+            if not association.is_established:
+                settle(file, "the peer ended the association")
+            elif context_id is None:
+                settle(file, _not_taken(file))
+            else:
+                settle(file, _store(association, file, context_id, number % 65535 + 1))
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _store(association: Any, file: _Outgoing, context_id: int, message_id: int) -> str | None:
+    """One C-STORE; None is success.
+
+    Not `send_c_store`: that one decodes and re-encodes the data set.
+    """
+    try:
+        with file.path.open("rb") as stream:
+            stream.seek(file.meta.offset)
+            data = stream.read()
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    request = C_STORE()
+    request.MessageID = message_id
+    request.Priority = 2
+    request.AffectedSOPClassUID = file.meta.sop_class_uid
+    request.AffectedSOPInstanceUID = file.meta.sop_instance_uid
+    request.DataSet = BytesIO(data)
+    association._reactor_checkpoint.clear()  # as send_c_store does: the reactor must not take our answer
+    try:
+        while not association._is_paused:
+            if not association.is_alive():
+                return "the peer ended the association"
+        association.dimse.send_msg(request, context_id)
+        _, response = association.dimse.get_msg(block=True)
+    finally:
+        association._reactor_checkpoint.set()
+    if response is None:
+        association.abort()
+        return "no answer: the association was ended"
+    return _failure(response)
+
+
+def _failure(response: Any) -> str | None:
+    status = response.Status
+    if status == SUCCESS or status in WARNINGS:
+        return None
+    comment = getattr(response, "ErrorComment", None)
+    return f"refused with status 0x{status:04X}" + (f": {comment}" if comment else "")
+
+
+def _not_taken(file: _Outgoing) -> str:
+    return f"the peer takes no {UID(file.meta.sop_class_uid).name} as {UID(file.meta.transfer_syntax_uid).name}"
+
+
+def _why_not(association: Any, host: str, port: int) -> str:
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        return f"{host}:{port} rejected the association: {answer.reason_str}"
+    return f"no association with {host}:{port}"
+
+
+def _no_delay(event: Any) -> None:
+    """Nagle's algorithm would hold each data set back until the command's ACK: 40 ms an instance."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,89 @@
+"""`osteogate doctor`: looks at each part of an installation and says, in a sentence, what is amiss."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from redis import Redis
+from redis.exceptions import ConnectionError
+from sqlalchemy import inspect, text
+
+from service.domain.policy import DEFAULT_POLICY, load_policy
+from service.settings import MIB, Settings
+from service.store.engine import make_engine
+
+PATIENCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part of the installation and whether it is fit to run."""
+
+    part: str
+    good: bool
+    text: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Examine every part; one that cannot even be examined is a finding, never an exception."""
+    checks: dict[str, Callable[[Settings], str]] = {
+        "data folder": _data_folder,
+        "database": _database,
+        "broker": _broker,
+        "policy": _policy,
+        "worker packages": _worker_packages,
+    }
+    return [_finding(part, check, settings) for part, check in checks.items()]
+
+
+def _finding(part: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
+    try:
+        return Finding(part, True, check(settings))
+    except Exception as error:
+        return Finding(part, False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else part}")
+
+
+def _data_folder(settings: Settings) -> str:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(settings.data_dir).free
+    if free < settings.disk_floor_bytes:
+        raise OSError(f"{free // MIB} MiB free, below the floor of {settings.disk_floor_bytes // MIB} MiB")
+    return f"{settings.data_dir.resolve()}, {free // MIB} MiB free"
+
+
+def _database(settings: Settings) -> str:
+    engine = make_engine(settings.sqlalchemy_url)
+    try:
+        if not inspect(engine).has_table("alembic_version"):
+            raise LookupError("no schema yet: `osteogate up` makes it, or `osteogate db upgrade`")
+        with engine.connect() as connection:
+            version = connection.execute(text("select version_num from alembic_version")).scalar_one()
+    finally:
+        engine.dispose()
+    return f"{engine.dialect.name}, schema {version}"
+
+
+def _broker(settings: Settings) -> str:
+    url = settings.celery_url.replace("redis+socket://", "unix://")
+    with Redis.from_url(url, socket_timeout=PATIENCE_SECONDS, socket_connect_timeout=PATIENCE_SECONDS) as broker:
+        try:
+            broker.ping()
+        except ConnectionError as error:
+            raise ConnectionError(f"no answer at {url}: is the installation running?") from error
+    return "answers"
+
+
+def _policy(settings: Settings) -> str:
+    if settings.policy_file is None:
+        return f"{DEFAULT_POLICY.label} (the default)"
+    return load_policy(settings.policy_file.read_text(encoding="utf-8")).label
+
+
+def _worker_packages(settings: Settings) -> str:
+    missing = [name for name in ("torch", "torchvision", "nnunetv2", "cv2") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"not installed: {', '.join(missing)} (needed where a worker runs: the extra 'worker')")
+    return "installed"

@@ -1,0 +1,1 @@
+"""Pure rules of the clinical pathway. Standard library only; clock, seed and thresholds are arguments."""

@@ -1,0 +1,84 @@
+"""What one DICOM instance's header says, in plain Python values.
+
+Read tolerantly by `service.dicom.headers`, kept as JSON beside each instance, and judged by
+`service.domain.eligibility`. `None` means "absent or unreadable": nothing is ever imputed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFacts:
+    """Header facts of one instance; DICOM keywords keep their meaning, units are in the names."""
+
+    study_uid: str
+    series_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    modality: str | None = None
+    # Patient and study
+    patient_id: str | None = None
+    issuer_of_patient_id: str | None = None
+    patient_name: str | None = None
+    patient_sex: str | None = None
+    patient_birth_date: str | None = None  # DICOM DA, YYYYMMDD
+    patient_age_years: float | None = None  # from PatientAge (AS), else birth date and study date
+    study_date: str | None = None
+    study_description: str | None = None
+    accession_number: str | None = None
+    series_description: str | None = None
+    series_number: int | None = None
+    instance_number: int | None = None
+    acquisition_number: int | None = None
+    # Scanner
+    manufacturer: str | None = None
+    model_name: str | None = None
+    device_serial_number: str | None = None
+    software_versions: str | None = None
+    kvp: float | None = None
+    convolution_kernel: tuple[str, ...] = ()
+    image_type: tuple[str, ...] = ()
+    contrast_bolus: tuple[str, ...] = ()  # every tag that speaks of contrast, as "Keyword=value"
+    multienergy: bool = False
+    gantry_tilt_deg: float | None = None
+    slice_thickness_mm: float | None = None
+    reconstruction_diameter_mm: float | None = None
+    # Geometry (LPS, mm)
+    position_lps_mm: Vector | None = None
+    row_cosine: Vector | None = None
+    column_cosine: Vector | None = None
+    pixel_spacing_mm: tuple[float, float] | None = None  # (row spacing, column spacing)
+    frame_of_reference_uid: str | None = None
+    rows: int | None = None
+    columns: int | None = None
+    frames: int = 1
+    # Pixels
+    has_pixels: bool = False
+    bits_allocated: int | None = None
+    samples_per_pixel: int | None = None
+    photometric: str | None = None
+    rescale_slope: float | None = None
+    rescale_intercept: float | None = None
+    rescale_type: str | None = None
+    lossy: bool = False  # LossyImageCompression 01 or a lossy transfer syntax
+    synthetic: bool = False  # SyntheticData (0008,001C) YES
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON-ready mapping; `from_json` reads it back to an equal value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> InstanceFacts:
+        """Read `as_json` back; unknown keys (of a newer version) are ignored."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: _untuple(value) for key, value in stored.items() if key in known})
+
+
+def _untuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,384 @@
+"""Every threshold of the pathway: one frozen, versioned policy, each number with its unit and its source.
+
+A site changes numbers in a TOML file (`OSTEOGATE_POLICY_FILE`, read by `load_policy`), never in code. A
+changed policy says so in its label, which stands in every result: two results with one label were judged by
+the same numbers.
+
+Sources marked [S] were read in the publication; [K] marks general knowledge that nobody here has verified:
+the site should, before it relies on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, NamedTuple
+
+from service.domain.bone import load_references
+from service.domain.errors import PolicyError, ReferenceDataError
+
+YOSHIDA = "Yoshida 2023, doi 10.1097/RCT.0000000000001437 [S]"
+UNVERIFIED = "[K] unverified"
+PICKHARDT = "Pickhardt; Jang 2019 norms [S/K]: for the site to verify"
+
+KERNEL_PATTERN = re.compile(r"(?P<low>[A-Za-z]+[0-9]+)-(?P<high>[A-Za-z]+[0-9]+)|[A-Za-z0-9_+ ]+")
+_LETTERS_AND_NUMBER = re.compile(r"([a-z]+)([0-9]+)")
+
+
+def _threshold(
+    default: Any,
+    *,
+    unit: str,
+    source: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """One entry of the policy: its default, its unit, who says so, and what it may be set to."""
+    return field(
+        default=default,
+        metadata={"unit": unit, "source": source, "low": low, "high": high, "choices": choices},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPolicy:
+    """Soft-tissue kernels per vendor, the preferred one first; "Br36-Br44" is a range of numbers."""
+
+    canon: tuple[str, ...] = _threshold(
+        ("FC03", "FC18", "FC13"),
+        unit="kernel",
+        source=f"FC03, FC18: {YOSHIDA}; FC13: {UNVERIFIED}",
+    )
+    siemens: tuple[str, ...] = _threshold(
+        ("Br40", "Br36-Br44", "B30-B40", "Qr30-Qr49"),
+        unit="kernel",
+        source=f"Br40: {YOSHIDA}; the ranges: {UNVERIFIED}",
+    )
+    philips: tuple[str, ...] = _threshold(
+        ("B", "C", "A"),
+        unit="kernel",
+        source=f"B, C: {YOSHIDA}; A: {UNVERIFIED}",
+    )
+    ge: tuple[str, ...] = _threshold(
+        ("STANDARD", "SOFT"),
+        unit="kernel",
+        source=f"{UNVERIFIED}; GE was not among the paper's scanners",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EligibilityPolicy:
+    """What a CT series must be like before anything is measured on it."""
+
+    kernels: KernelPolicy = KernelPolicy()
+    kvp_required: float = _threshold(120.0, unit="kVp", source=YOSHIDA, low=70, high=150)
+    kvp_tolerance: float = _threshold(
+        0.5, unit="kVp", source=f"{UNVERIFIED}; rounding in the tag, not another tube voltage", low=0, high=2
+    )
+    age_minimum_years: float = _threshold(20.0, unit="years", source=YOSHIDA, low=18, high=120)
+    slice_paper_thinnest_mm: float = _threshold(0.5, unit="mm", source=YOSHIDA, low=0.1, high=5)
+    slice_best_mm: float = _threshold(1.0, unit="mm", source=YOSHIDA, low=0.1, high=5)
+    slice_limit_mm: float = _threshold(
+        3.0,
+        unit="mm",
+        source=f"{UNVERIFIED}; beyond the paper's 1.0 mm: a body of 27 mm still has nine slices",
+        low=0.1,
+        high=5,
+    )
+    tilt_limit_deg: float = _threshold(
+        0.5, unit="deg", source=f"{UNVERIFIED}; half a degree shears a spine of 200 mm by 2 mm", low=0, high=5
+    )
+    axial_limit_deg: float = _threshold(
+        5.0, unit="deg", source=f"{UNVERIFIED}; a rotated table, not a reformat", low=0, high=30
+    )
+    spacing_tolerance_mm: float = _threshold(
+        0.15, unit="mm", source=f"{UNVERIFIED}; positions rounded to 0.1 mm pass", low=0.001, high=1
+    )
+    missing_slice_tolerance: float = _threshold(
+        0.15,
+        unit="slice spacings",
+        source=f"{UNVERIFIED}; how near to a whole multiple a gap means lost slices",
+        low=0.01,
+        high=0.49,
+    )
+    duplicate_distance_mm: float = _threshold(
+        0.01, unit="mm", source=f"{UNVERIFIED}; nearer slices are at one position", low=0.0001, high=0.1
+    )
+    coverage_minimum_mm: float = _threshold(
+        120.0,
+        unit="mm",
+        source=f"{UNVERIFIED}; four lumbar bodies and three discs of a small adult",
+        low=50,
+        high=500,
+    )
+    slices_maximum: int = _threshold(
+        2000,
+        unit="slices",
+        source=f"{UNVERIFIED}; worker memory: 2000 x 512 x 512 float32 is 2.1 GB",
+        low=10,
+        high=20000,
+    )
+    orientation_tolerance_deg: float = _threshold(
+        0.1,
+        unit="deg",
+        source=f"{UNVERIFIED}; rounding in the tag, not another orientation",
+        low=0.001,
+        high=1,
+    )
+    pixel_spacing_tolerance_mm: float = _threshold(
+        0.001, unit="mm", source=f"{UNVERIFIED}; rounding in the tag, not another grid", low=0.00001, high=0.1
+    )
+    contrast_denials: tuple[str, ...] = _threshold(
+        ("NO", "N", "NONE", "NOT APPLIED", "NO CONTRAST", "NON CONTRAST", "NATIVE", "WITHOUT"),
+        unit="tag value",
+        source=f"{UNVERIFIED}; what people write in a contrast tag to say that there was none",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReferralPolicy:
+    """How measured values become a decision."""
+
+    percent_yam_osteoporosis: float = _threshold(70.0, unit="% YAM", source=YOSHIDA, low=40, high=100)
+    percent_yam_osteopenia: float = _threshold(80.0, unit="% YAM", source=YOSHIDA, low=40, high=110)
+    percent_yam_margin: float = _threshold(
+        5.0,
+        unit="% YAM",
+        source="our choice: the least significant change of a Prodigy, 2.77 x its precision CV of 1.5 % [S], "
+        "rounded up",
+        low=0,
+        high=30,
+    )
+    tbs_impaired: float = _threshold(1.31, unit="TBS", source=YOSHIDA, low=0.6, high=1.8)
+    tbs_effect: str = _threshold(
+        "note",
+        unit="what an impaired TBS does to a decision of no-flag",
+        source=f"our choice: PPV 52 %, AUC 0.77 in {YOSHIDA} are too weak to refer on TBS alone",
+        choices=("note", "indeterminate", "refer"),
+    )
+    hu_refer: float = _threshold(110.0, unit="HU", source=f"L1 at 120 kVp: {PICKHARDT}", low=0, high=300)
+    hu_no_flag: float = _threshold(160.0, unit="HU", source=f"L1 at 120 kVp: {PICKHARDT}", low=0, high=300)
+    without_l1: str = _threshold(
+        "indeterminate",
+        unit="decision where L1 cannot be measured",
+        source=f"our choice: the published thresholds hold for L1 only ({PICKHARDT})",
+        choices=("indeterminate", "not-assessable"),
+    )
+    levels_minimum: int = _threshold(
+        2,
+        unit="vertebrae",
+        source="ISCD 2023 [S]: never from a single vertebra; TBS >= 2: NHANES [S]",
+        low=2,
+        high=4,
+    )
+    bmd_lowest_g_cm2: float = _threshold(0.2, unit="g/cm2", source=f"{UNVERIFIED}; lower is no vertebra", low=0, high=1)
+    bmd_highest_g_cm2: float = _threshold(
+        2.5, unit="g/cm2", source=f"{UNVERIFIED}; higher is no bone alone", low=1, high=5
+    )
+    tbs_lowest: float = _threshold(0.6, unit="TBS", source="plausible range 0.6-1.8 [S]", low=0, high=1.8)
+    tbs_highest: float = _threshold(1.8, unit="TBS", source="plausible range 0.6-1.8 [S]", low=0.6, high=3)
+    hu_lowest: float = _threshold(-150.0, unit="HU", source=f"{UNVERIFIED}; fat marrow", low=-500, high=0)
+    hu_highest: float = _threshold(
+        600.0, unit="HU", source=f"{UNVERIFIED}; cement starts about there", low=100, high=3000
+    )
+    network_gate_passed: bool = _threshold(
+        False,
+        unit="yes or no",
+        source="the site: set only after the active model passed its evaluation on this site's own patients",
+    )
+    verified_references: tuple[str, ...] = _threshold(
+        (),
+        unit="keys of references.toml",
+        source="the site: young-adult references that it checked for its own DXA device and population",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The whole rule book of one installation; `label` names it in every result."""
+
+    name: str = _threshold("YOSHIDA_2023", unit="name", source="ours, after the paper whose cuts it holds")
+    version: int = _threshold(1, unit="version", source="ours", low=1, high=10_000)
+    eligibility: EligibilityPolicy = EligibilityPolicy()
+    referral: ReferralPolicy = ReferralPolicy()
+
+    @property
+    def label(self) -> str:
+        """ "YOSHIDA_2023 v1"; with a fingerprint behind it where a site changed any threshold."""
+        plain = f"{self.name} v{self.version}"
+        if (self.eligibility, self.referral) == (EligibilityPolicy(), ReferralPolicy()):
+            return plain
+        return f"{plain}, site {_fingerprint(self)}"
+
+
+DEFAULT_POLICY = Policy()
+
+
+class Threshold(NamedTuple):
+    """One line of the policy as people read it."""
+
+    path: str
+    value: Any
+    unit: str
+    source: str
+
+
+def thresholds(policy: Policy) -> list[Threshold]:
+    """Every threshold of a policy, in order, for the pages and the documentation."""
+    return [*_thresholds(policy.eligibility, "eligibility."), *_thresholds(policy.referral, "referral.")]
+
+
+def _thresholds(section: Any, prefix: str) -> list[Threshold]:
+    found: list[Threshold] = []
+    for entry in fields(section):
+        value = getattr(section, entry.name)
+        if is_dataclass(value):
+            found += _thresholds(value, f"{prefix}{entry.name}.")
+        else:
+            unit, source = entry.metadata["unit"], entry.metadata["source"]
+            found.append(Threshold(prefix + entry.name, value, unit, source))
+    return found
+
+
+def _fingerprint(policy: Policy) -> str:
+    values = {threshold.path: threshold.value for threshold in thresholds(policy)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+# Reading a site's file
+
+
+def load_policy(toml_text: str) -> Policy:
+    """The default policy with a site's changes; PolicyError names the first key that cannot be used."""
+    try:
+        given = tomllib.loads(toml_text)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError("", f"not valid TOML: {error}") from None
+    policy: Policy = _override(DEFAULT_POLICY, given, "")
+    _check_order(policy)
+    _check_references(policy)
+    return policy
+
+
+def _override(section: Any, given: dict[str, Any], prefix: str) -> Any:
+    """A copy of one section with the given entries in place of its own."""
+    known = {entry.name: entry for entry in fields(section)}
+    changes: dict[str, Any] = {}
+    for name, value in given.items():
+        key = prefix + name
+        if name not in known:
+            raise PolicyError(key, f"unknown; known here: {', '.join(sorted(known))}")
+        current = getattr(section, name)
+        if is_dataclass(current):
+            if not isinstance(value, dict):
+                raise PolicyError(key, "must be a table")
+            changes[name] = _override(current, value, f"{key}.")
+        else:
+            changes[name] = _checked(key, value, current, known[name].metadata)
+            if isinstance(section, KernelPolicy):
+                _check_kernels(key, changes[name])
+    return replace(section, **changes)
+
+
+def _checked(key: str, value: Any, current: Any, limits: Any) -> Any:
+    """The value in the type of the one that it replaces, inside its limits."""
+    if isinstance(current, bool):
+        return _of_type(key, value, bool, "true or false")
+    if isinstance(current, int):
+        return _within(key, _of_type(key, value, int, "a whole number"), limits)
+    if isinstance(current, float):
+        number = _of_type(key, value, (int, float), "a number")
+        return float(_within(key, number, limits))
+    if isinstance(current, str):
+        return _chosen(key, _of_type(key, value, str, "a text"), limits["choices"])
+    words = _of_type(key, value, list, "a list of texts")
+    return tuple(_of_type(key, word, str, "a list of texts") for word in words)
+
+
+def _of_type(key: str, value: Any, kind: type | tuple[type, ...], what: str) -> Any:
+    # bool is an int in Python, but `kvp_required = true` is a mistake.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise PolicyError(key, f"must be {what}, not {value!r}")
+    return value
+
+
+def _within(key: str, number: float, limits: Any) -> float:
+    low, high = limits["low"], limits["high"]
+    if not low <= number <= high:  # NaN fails this too
+        raise PolicyError(key, f"must lie within {low:g} to {high:g} {limits['unit']}, not {number!r}")
+    return number
+
+
+def _chosen(key: str, word: str, choices: tuple[str, ...]) -> str:
+    if choices and word not in choices:
+        raise PolicyError(key, f"must be one of {', '.join(choices)}, not {word!r}")
+    if not word.strip():
+        raise PolicyError(key, "must not be empty")
+    return word
+
+
+def _check_kernels(key: str, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        found = KERNEL_PATTERN.fullmatch(pattern)
+        if found is None:
+            raise PolicyError(key, f"{pattern!r} is neither a kernel (Br40) nor a range (Br36-Br44)")
+        if found["low"] and _span(pattern) is None:
+            raise PolicyError(key, f"{pattern!r} must run upwards within one family of kernels")
+
+
+def _check_order(policy: Policy) -> None:
+    """Thresholds that only make sense in order."""
+    eligibility, referral = policy.eligibility, policy.referral
+    pairs = [
+        (eligibility, "eligibility", "slice_paper_thinnest_mm", "slice_best_mm"),
+        (eligibility, "eligibility", "slice_best_mm", "slice_limit_mm"),
+        (referral, "referral", "percent_yam_osteoporosis", "percent_yam_osteopenia"),
+        (referral, "referral", "hu_refer", "hu_no_flag"),
+        (referral, "referral", "bmd_lowest_g_cm2", "bmd_highest_g_cm2"),
+        (referral, "referral", "tbs_lowest", "tbs_highest"),
+    ]
+    for section, prefix, lower, upper in pairs:
+        low, high = getattr(section, lower), getattr(section, upper)
+        if low > high:
+            raise PolicyError(f"{prefix}.{lower}", f"{low:g} must not be above {upper} ({high:g})")
+
+
+def _check_references(policy: Policy) -> None:
+    """A site can only vouch for a reference that is there: found at start, not on the first patient."""
+    try:
+        load_references().verified(policy.referral.verified_references)
+    except ReferenceDataError as error:
+        raise PolicyError("referral.verified_references", str(error)) from None
+
+
+# Kernels
+
+
+def kernel_rank(kernel: str, patterns: tuple[str, ...]) -> int | None:
+    """Where on the allow-list a kernel stands (0 is the preferred one); None where it is not listed."""
+    wanted = kernel.strip().casefold()
+    for rank, pattern in enumerate(patterns):
+        if wanted == pattern.casefold() or _in_span(wanted, pattern):
+            return rank
+    return None
+
+
+def _span(pattern: str) -> tuple[str, int, int] | None:
+    """A range pattern as (family, lowest, highest): "Br36-Br44" -> ("br", 36, 44)."""
+    low, dash, high = pattern.casefold().partition("-")
+    first, last = _LETTERS_AND_NUMBER.fullmatch(low), _LETTERS_AND_NUMBER.fullmatch(high)
+    if not dash or first is None or last is None or first[1] != last[1] or int(first[2]) > int(last[2]):
+        return None
+    return first[1], int(first[2]), int(last[2])
+
+
+def _in_span(kernel: str, pattern: str) -> bool:
+    span, found = _span(pattern), _LETTERS_AND_NUMBER.fullmatch(kernel)
+    if span is None or found is None:
+        return False
+    family, low, high = span
+    return found[1] == family and len(found[2]) < 6 and low <= int(found[2]) <= high

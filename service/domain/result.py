@@ -1,0 +1,245 @@
+"""What the worker measured on one CT, and the result document that everyone reads.
+
+`Measurements` is the worker's answer (numbers, exclusions, anatomy; no verdict, no decision).
+`service.domain.referral.decide` turns it into a decision; `result_document` joins both into result.json
+(the same shape that `GET /api/v1/studies/{study_uid}/result` gives). An absent value is null, never a missing key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from service.domain.reasons import Reason
+
+LEVELS = ("L1", "L2", "L3", "L4")
+
+Interval = tuple[float, float]
+
+
+class Numbering(StrEnum):
+    """Whether the vertebral levels were named with two independent anchors agreeing."""
+
+    CERTAIN = "certain"
+    UNCERTAIN = "uncertain"
+
+
+class Category(StrEnum):
+    """The four decisions; there is no "normal"."""
+
+    REFER = "refer"
+    NO_FLAG = "no-flag"
+    INDETERMINATE = "indeterminate"
+    NOT_ASSESSABLE = "not-assessable"
+
+
+class Driver(StrEnum):
+    """Who decided: the network, the published CT-attenuation rule, or nobody."""
+
+    NETWORK = "network"
+    CT_ATTENUATION = "ct-attenuation"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Heights:
+    """Vertebral body heights in mm at the anterior, middle and posterior third (15/50/85 % of the AP line)."""
+
+    anterior: float | None
+    middle: float | None
+    posterior: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LevelAnatomy:
+    """What the segmentation shows of one level, before any density is measured."""
+
+    level: str
+    in_view: bool
+    exclusions: tuple[Reason, ...] = ()
+    heights: Heights | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """The spine as found: which levels are there, and how surely they are named."""
+
+    levels: Mapping[str, LevelAnatomy]
+    numbering: Numbering
+    lumbar_count: int | None
+    cobb_deg: float | None = None
+    contrast: str | None = None
+    notes: tuple[str, ...] = ()
+    refusals: tuple[Reason, ...] = ()  # any of these makes the CT not assessable
+
+
+@dataclass(frozen=True, slots=True)
+class LevelMeasurement:
+    """One vertebra: BMD in g/cm2, TBS without unit, attenuation in HU; None where it was not measured."""
+
+    level: str
+    in_view: bool
+    exclusions: tuple[Reason, ...] = ()
+    bmd_g_cm2: float | None = None
+    bmd_interval: Interval | None = None
+    tbs: float | None = None
+    tbs_interval: Interval | None = None
+    hu_mean: float | None = None
+    hu_roi_mm2: float | None = None
+    hu_shift_range: Interval | None = None  # lowest and highest mean when the disc moves by +-3 mm
+    heights: Heights | None = None
+
+    @property
+    def valid(self) -> bool:
+        """In view and not excluded."""
+        return self.in_view and not self.exclusions
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What made this result: software, model and segmenter with the hashes of their weights."""
+
+    software: str
+    model: str | None
+    model_sha256: str | None
+    segmenter: str | None
+    segmenter_sha256: str | None
+    device: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Everything that the worker measured on one CT."""
+
+    levels: Mapping[str, LevelMeasurement]
+    anatomy: Anatomy
+    provenance: Provenance
+    model_synthetic_only: bool = True  # the model was validated on digital patients only
+    patient_bmd_interval: Interval | None = None
+    patient_tbs_interval: Interval | None = None
+    refusals: tuple[Reason, ...] = ()  # CT-wide reasons found in the pixels
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+    def valid_levels(self) -> list[LevelMeasurement]:
+        """The levels that count, in order L1 to L4."""
+        return [self.levels[name] for name in LEVELS if name in self.levels and self.levels[name].valid]
+
+
+@dataclass(frozen=True, slots=True)
+class PatientValues:
+    """The patient's values: means over the valid levels (the paper's definition)."""
+
+    synthetic: bool
+    bmd_g_cm2: float | None = None
+    bmd_interval: Interval | None = None
+    tbs: float | None = None
+    tbs_interval: Interval | None = None
+    hu_mean: float | None = None
+    percent_yam: float | None = None
+    t_score: float | None = None
+    levels_used: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The referral decision with every reason, who drove it, and the policy's name and version."""
+
+    category: Category
+    reasons: tuple[Reason, ...]
+    driver: Driver
+    policy: str
+
+
+def result_document(
+    *,
+    study_uid: str | None,
+    series_uid: str | None,
+    revision: int | None,
+    eligible: bool,
+    verdict_reasons: tuple[Reason, ...],
+    measurements: Measurements,
+    patient: PatientValues,
+    decision: Decision,
+) -> dict[str, Any]:
+    """result.json as the contract names it (README, "result.json")."""
+    anatomy = measurements.anatomy
+    provenance = measurements.provenance
+    return {
+        "study_uid": study_uid,
+        "series_uid": series_uid,
+        "revision": revision,
+        "verdict": {"eligible": eligible, "reasons": [reason.as_dict() for reason in verdict_reasons]},
+        "levels": {name: _level_document(measurements.levels.get(name), name) for name in LEVELS},
+        "patient": {
+            "synthetic": patient.synthetic,
+            "bmd_g_cm2": patient.bmd_g_cm2,
+            "bmd_interval": _pair(patient.bmd_interval),
+            "tbs": patient.tbs,
+            "tbs_interval": _pair(patient.tbs_interval),
+            "hu_mean": patient.hu_mean,
+            "percent_yam": patient.percent_yam,
+            "t_score": patient.t_score,
+            "levels_used": list(patient.levels_used),
+        },
+        "anatomy": {
+            "lumbar_count": anatomy.lumbar_count,
+            "numbering": anatomy.numbering.value,
+            "cobb_deg": anatomy.cobb_deg,
+            "contrast": anatomy.contrast,
+            "notes": list(anatomy.notes),
+        },
+        "decision": {
+            "category": decision.category.value,
+            "reasons": [reason.as_dict() for reason in decision.reasons],
+            "driver": decision.driver.value,
+            "policy": decision.policy,
+        },
+        "provenance": {
+            "software": provenance.software,
+            "model": provenance.model,
+            "model_sha256": provenance.model_sha256,
+            "model_synthetic_only": measurements.model_synthetic_only if provenance.model else None,
+            "segmenter": provenance.segmenter,
+            "segmenter_sha256": provenance.segmenter_sha256,
+            "device": provenance.device,
+        },
+        "timings_s": dict(measurements.timings_s),
+    }
+
+
+def _level_document(level: LevelMeasurement | None, name: str) -> dict[str, Any]:
+    level = level or LevelMeasurement(level=name, in_view=False)
+    heights = level.heights
+    return {
+        "valid": level.valid,
+        "exclusions": [reason.as_dict() for reason in level.exclusions],
+        "bmd_g_cm2": level.bmd_g_cm2,
+        "bmd_interval": _pair(level.bmd_interval),
+        "tbs": level.tbs,
+        "tbs_interval": _pair(level.tbs_interval),
+        "hu_mean": level.hu_mean,
+        "hu_roi_mm2": level.hu_roi_mm2,
+        "hu_shift_range": _pair(level.hu_shift_range),
+        "heights_mm": {
+            "anterior": heights.anterior if heights else None,
+            "middle": heights.middle if heights else None,
+            "posterior": heights.posterior if heights else None,
+        },
+    }
+
+
+def _pair(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval[0], interval[1]]
+
+
+def unmeasured(software: str) -> Measurements:
+    """The measurements of a CT that was refused before anything was measured: every value is absent."""
+    levels = {name: LevelMeasurement(level=name, in_view=False) for name in LEVELS}
+    anatomy = Anatomy(
+        levels={name: LevelAnatomy(level=name, in_view=False) for name in LEVELS},
+        numbering=Numbering.UNCERTAIN,
+        lumbar_count=None,
+    )
+    return Measurements(levels, anatomy, Provenance(software, None, None, None, None, None))

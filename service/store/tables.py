@@ -1,0 +1,244 @@
+"""The tables. ORM classes live here and nowhere else; times are UTC, JSON columns hold plain values."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from service.domain.states import JobState, ReferralState, StudyState
+
+NAMING = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC datetimes on every database (SQLite keeps no zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("naive datetime refused: times in the store are UTC")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or value.tzinfo is not None:
+            return value if value is None else value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(),
+        list[Any]: JSON(),
+    }
+
+
+class StudyRow(Table):
+    """One DICOM study; patient facts as its first instance told them."""
+
+    __tablename__ = "studies"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    patient_id: Mapped[str | None] = mapped_column(String(255), index=True)
+    patient_name: Mapped[str | None] = mapped_column(Text)
+    patient_sex: Mapped[str | None] = mapped_column(String(16))
+    patient_birth_date: Mapped[str | None] = mapped_column(String(8))
+    patient_age_years: Mapped[float | None]
+    study_date: Mapped[str | None] = mapped_column(String(8))
+    description: Mapped[str | None] = mapped_column(Text)
+    accession_number: Mapped[str | None] = mapped_column(String(64), index=True)
+    synthetic: Mapped[bool] = mapped_column(default=False)
+    state: Mapped[str] = mapped_column(String(16), default=StudyState.RECEIVING.value, index=True)
+    revision: Mapped[int] = mapped_column(default=0)  # raised each time the study closes with new instances
+    choice: Mapped[str | None] = mapped_column(Text)  # which series was chosen and why, for people
+    policy: Mapped[str | None] = mapped_column(String(80))  # label of the policy that judged its series
+    calling_ae: Mapped[str | None] = mapped_column(String(16))
+    first_received_at: Mapped[datetime]
+    last_received_at: Mapped[datetime] = mapped_column(UtcDateTime(), index=True)
+    closed_at: Mapped[datetime | None]
+
+    series: Mapped[list[SeriesRow]] = relationship(back_populates="study", order_by="SeriesRow.id")
+    results: Mapped[list[ResultRow]] = relationship(back_populates="study", order_by="ResultRow.id")
+    referral: Mapped[ReferralRow | None] = relationship(back_populates="study")
+
+
+class SeriesRow(Table):
+    """One series with its verdict; every series gets one, chosen or not."""
+
+    __tablename__ = "series"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
+    series_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    modality: Mapped[str | None] = mapped_column(String(16))
+    description: Mapped[str | None] = mapped_column(Text)
+    number: Mapped[int | None]
+    instance_count: Mapped[int] = mapped_column(default=0)
+    eligible: Mapped[bool | None]  # None until judged
+    reasons: Mapped[list[Any]] = mapped_column(default=list)  # [{"code", "text"}], refusals
+    cautions: Mapped[list[Any]] = mapped_column(default=list)  # [{"code", "text"}]
+    chosen: Mapped[bool] = mapped_column(default=False)
+
+    study: Mapped[StudyRow] = relationship(back_populates="series")
+    instances: Mapped[list[InstanceRow]] = relationship(back_populates="series", order_by="InstanceRow.id")
+
+
+class InstanceRow(Table):
+    """One received SOP instance, durable in the spool before this row exists."""
+
+    __tablename__ = "instances"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    sha256: Mapped[str] = mapped_column(String(64))  # of the bytes in the spool
+    path: Mapped[str] = mapped_column(Text)  # relative to the spool
+    size_bytes: Mapped[int]
+    transfer_syntax_uid: Mapped[str] = mapped_column(String(64))
+    facts: Mapped[dict[str, Any]]  # InstanceFacts.as_json
+    calling_ae: Mapped[str | None] = mapped_column(String(16))
+    peer_address: Mapped[str | None] = mapped_column(String(64))
+    received_at: Mapped[datetime]
+
+    series: Mapped[SeriesRow] = relationship(back_populates="instances")
+
+
+class ConflictRow(Table):
+    """A SOP instance that arrived again with other bytes: kept, shown, never silently dropped."""
+
+    __tablename__ = "conflicts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), index=True)
+    study_uid: Mapped[str] = mapped_column(String(64), index=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str] = mapped_column(Text)
+    calling_ae: Mapped[str | None] = mapped_column(String(16))
+    received_at: Mapped[datetime]
+
+    __table_args__ = (UniqueConstraint("sop_instance_uid", "sha256"),)
+
+
+class RefusalRow(Table):
+    """Something turned away at the door: an association, a context or an instance; shown on /intake."""
+
+    __tablename__ = "refusals"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime(), index=True)
+    kind: Mapped[str] = mapped_column(String(16))  # association, context, instance
+    code: Mapped[str] = mapped_column(String(40))
+    text: Mapped[str] = mapped_column(Text)
+    calling_ae: Mapped[str | None] = mapped_column(String(64))
+    peer_address: Mapped[str | None] = mapped_column(String(64))
+    sop_class_uid: Mapped[str | None] = mapped_column(String(64))
+    status: Mapped[int | None]  # the DIMSE status that was answered
+
+
+class JobRow(Table):
+    """A piece of work. Key = series, instance set and model: the same work is never queued twice."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))  # screen
+    key: Mapped[str] = mapped_column(String(64), unique=True)  # sha256 of (series, instance-set hash, model)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
+    revision: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16), default=JobState.WAITING.value)
+    attempts: Mapped[int] = mapped_column(default=0)
+    token: Mapped[int] = mapped_column(default=0)  # fencing token: raised by every claim
+    worker: Mapped[str | None] = mapped_column(String(128))
+    lease_until: Mapped[datetime | None]
+    deadline_at: Mapped[datetime | None]
+    rung_at: Mapped[datetime | None]  # when the bell was last rung for it
+    last_error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    study: Mapped[StudyRow] = relationship()
+    series: Mapped[SeriesRow] = relationship()
+
+    __table_args__ = (Index("ix_jobs_state_lease", "state", "lease_until"),)
+
+
+class ResultRow(Table):
+    """One result document; a newer revision supersedes it, visibly."""
+
+    __tablename__ = "results"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    revision: Mapped[int]
+    attempt: Mapped[int]
+    superseded: Mapped[bool] = mapped_column(default=False, index=True)
+    document: Mapped[dict[str, Any]]  # result.json
+    artefacts: Mapped[str | None] = mapped_column(Text)  # folder relative to results_dir
+    category: Mapped[str] = mapped_column(String(16), index=True)
+    bmd_g_cm2: Mapped[float | None]
+    tbs: Mapped[float | None]
+    hu_mean: Mapped[float | None]
+    created_at: Mapped[datetime]
+
+    study: Mapped[StudyRow] = relationship(back_populates="results")
+    series: Mapped[SeriesRow] = relationship()
+
+
+class ReferralRow(Table):
+    """The referral of a flagged study and where it stands."""
+
+    __tablename__ = "referrals"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), unique=True)
+    state: Mapped[str] = mapped_column(String(16), default=ReferralState.OPEN.value, index=True)
+    reason: Mapped[str | None] = mapped_column(Text)  # of a dismissal
+    changed_at: Mapped[datetime]
+    changed_by: Mapped[str] = mapped_column(String(64))
+
+    study: Mapped[StudyRow] = relationship(back_populates="referral")
+
+
+class AuditRow(Table):
+    """Append-only: who did what, to what, when, from where."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime(), index=True)
+    actor: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(40))
+    subject: Mapped[str] = mapped_column(String(128))
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    peer_address: Mapped[str | None] = mapped_column(String(64))

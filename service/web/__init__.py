@@ -1,0 +1,1 @@
+"""The clinician's pages: server-rendered, no inline script or style, nothing from another host."""

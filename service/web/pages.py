@@ -1,0 +1,219 @@
+"""The pages: worklist, study, intake. Each route reads, renders, and leaves rules to the workflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.templating import Jinja2Templates
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from service.domain.result import LEVELS
+from service.domain.states import ReferralState, StudyState
+from service.web import words
+from service.web.bands import axes
+from service.web.csrf import Forms
+from service.web.desk import NO_STUDY, Desk
+from service.workflow import reading
+from service.workflow.reading import Filter, Order, Stage, StudyDetail
+from service.workflow.referral import Action, allowed
+
+HERE = Path(__file__).resolve().parent
+STATIC = HERE / "static"
+OVERLAYS = ("overlay-sagittal.png", "overlay-coronal.png")
+PICTURES = frozenset([*(f"crop-{name}.png" for name in LEVELS), *OVERLAYS])
+PAGE_SIZE = 50
+
+# What a row of the worklist offers; the study page offers everything that the workflow allows.
+QUICK_STEPS: Mapping[ReferralState, tuple[Action, ...]] = {
+    ReferralState.OPEN: (Action.REVIEW, Action.ORDER),
+    ReferralState.REVIEWED: (Action.ORDER,),
+    ReferralState.ORDERED: (Action.DXA_DONE,),
+}
+
+
+def templates(desk: Desk) -> Jinja2Templates:
+    """The templates with everything they may call; undefined names fail, everything is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        words=words,
+        now=desk.clock,
+        policy=desk.policy,
+        settings=desk.settings,
+        max_attempts=desk.settings.max_attempts,
+        levels=LEVELS,
+        Stage=Stage,
+        StudyState=StudyState,
+        quick_steps=QUICK_STEPS,
+        allowed=allowed,
+    )
+    return Jinja2Templates(env=environment)
+
+
+def page_router(desk: Desk, forms: Forms) -> APIRouter:
+    """All pages of the clinician."""
+    router = APIRouter(include_in_schema=False)
+    pages = templates(desk)
+
+    def render(request: Request, name: str, context: Mapping[str, Any]) -> Response:
+        nonce = forms.nonce(request)
+        known = {"csrf": forms.token(nonce), "here": str(request.url.path), **context}
+        response = pages.TemplateResponse(request, name, known)
+        forms.remember(response, nonce)
+        return response
+
+    @router.get("/")
+    def worklist(
+        request: Request,
+        tab: Stage | None = None,
+        q: Annotated[str, Query(max_length=200)] = "",
+        patients: Annotated[str, Query(pattern="^(all|real|digital)$")] = "all",
+        sort: Annotated[str, Query(pattern="^-?[a-z-]+$", max_length=20)] = "priority",
+        page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    ) -> Response:
+        """The worklist; a request of htmx gets the table alone, and is a refresh, not a new view."""
+        wanted = Filter(
+            stage=tab,
+            synthetic={"real": False, "digital": True}.get(patients),
+            text=q.strip() or None,
+        )
+        order, descending = sorting(sort)
+        refresh = "hx-request" in request.headers
+        with desk.store.reading() as session:
+            found = reading.worklist(session, wanted, order=order, descending=descending, number=page, size=PAGE_SIZE)
+            counts = reading.worklist_counts(session, wanted)
+        if not refresh:
+            with desk.store.transaction() as session:
+                desk.note(session, request, "worklist.view", "worklist", tab=tab or "all", q=q)
+        chosen = {"tab": tab.value if tab else "", "q": q, "patients": patients, "sort": sort}
+        context = {
+            "page": found,
+            "counts": counts,
+            "total": sum(counts.values()),
+            "chosen": chosen,
+            "link": lambda **changes: link("/", {**chosen, **changes}),
+        }
+        return render(request, "worklist_table.html" if refresh else "worklist.html", context)
+
+    @router.get("/studies/{study_uid}")
+    def study(request: Request, study_uid: str) -> Response:
+        """One study: the decision and why, values, pictures, provenance, every series."""
+        if "hx-request" in request.headers:  # a refresh while work goes on
+            with desk.store.reading() as session:
+                detail = reading.study(session, study_uid)
+        else:
+            detail = desk.study(request, study_uid, seen_as="study.view")
+        if detail is None:
+            raise HTTPException(404, NO_STUDY)
+        return render(request, "study.html", study_context(detail, desk))
+
+    @router.get("/studies/{study_uid}/pictures/{result_id}/{name}")
+    def picture(study_uid: str, result_id: int, name: str) -> Response:
+        """One of the known pictures of a result, and nothing else from the disk."""
+        if name not in PICTURES:
+            raise HTTPException(404, "No such picture.")
+        with desk.store.reading() as session:
+            folder = reading.result_folder(session, study_uid, result_id)
+        path = picture_path(desk.settings.results_dir, folder, name)
+        if path is None:
+            raise HTTPException(404, "No such picture.")
+        return FileResponse(path, media_type="image/png")
+
+    @router.post("/studies/{study_uid}/referral")
+    def act(
+        request: Request,
+        study_uid: str,
+        action: Annotated[Action, Form()],
+        reason: Annotated[str, Form(max_length=1000)] = "",
+        back: Annotated[str, Form(max_length=10)] = "study",
+        csrf: Annotated[str, Form(max_length=100)] = "",
+    ) -> Response:
+        """A step of the referral loop, then back to where the button was."""
+        forms.check(request, csrf)
+        desk.act(request, study_uid, action, reason.strip() or None)
+        return RedirectResponse("/" if back == "worklist" else f"/studies/{study_uid}", 303)
+
+    @router.post("/studies/{study_uid}/rerun")
+    def rerun(request: Request, study_uid: str, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
+        """Try a quarantined study again."""
+        forms.check(request, csrf)
+        desk.rerun(request, study_uid)
+        return RedirectResponse(f"/studies/{study_uid}", 303)
+
+    @router.get("/intake")
+    def intake(
+        request: Request,
+        q: Annotated[str, Query(max_length=200)] = "",
+        page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    ) -> Response:
+        """Every study and series with its verdict, and everything that was turned away."""
+        refresh = "hx-request" in request.headers
+        text = q.strip() or None
+        with desk.store.reading() as session:
+            context = {
+                "page": reading.intake(session, words=text, number=page),
+                "refusals": reading.refusals(session, words=text),
+                "conflicts": reading.conflicts(session, words=text),
+                "q": q,
+                "link": lambda **changes: link("/intake", {"q": q, **changes}),
+            }
+        if not refresh:
+            with desk.store.transaction() as session:
+                desk.note(session, request, "intake.view", "intake", q=q)
+        return render(request, "intake_table.html" if refresh else "intake.html", context)
+
+    return router
+
+
+def sorting(sort: str) -> tuple[Order, bool]:
+    """ "-bmd" -> (BMD, descending); 422 for an unknown order."""
+    try:
+        return Order(sort.removeprefix("-")), sort.startswith("-")
+    except ValueError:
+        known = ", ".join(order.value for order in Order)
+        raise HTTPException(422, f"Unknown sort; known are {known}, each also with a leading minus.") from None
+
+
+def link(path: str, query: Mapping[str, Any]) -> str:
+    """A link of this page with other filters; what is at its default is left out."""
+    defaults = {"tab": "", "q": "", "patients": "all", "sort": "priority", "page": 1}
+    told = {key: value for key, value in query.items() if value != defaults.get(key)}
+    return f"{path}?{urlencode(told)}" if told else path
+
+
+def picture_path(results_dir: Path, folder: str | None, name: str) -> Path | None:
+    """Where a picture lies; None where there is none, or where the folder leads out of the results."""
+    if folder is None:
+        return None
+    root = results_dir.resolve()
+    path = (root / folder / name).resolve()
+    return path if path.is_relative_to(root) and path.is_file() else None
+
+
+def study_context(detail: StudyDetail, desk: Desk) -> dict[str, Any]:
+    """What the study page shows."""
+    result = detail.result
+    shown: list[str] = []
+    if result is not None:
+        root = desk.settings.results_dir
+        shown = [name for name in sorted(PICTURES) if picture_path(root, result.artefacts, name)]
+    return {
+        "detail": detail,
+        "entry": detail.entry,
+        "intake": detail.intake,
+        "result": result,
+        "document": detail.document,
+        "axes": axes(result.document, desk.policy.referral) if result is not None else [],
+        "crops": [name for name in shown if name.startswith("crop-")],
+        "overlays": [name for name in OVERLAYS if name in shown],
+    }

@@ -1,0 +1,111 @@
+"""The evaluation on a toy table, against scipy and by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from models.evaluation import (
+    Table,
+    agreement,
+    association,
+    detection,
+    evaluate,
+    evaluate_package,
+    report,
+    train_package,
+)
+from models.package import Interval, Manifest
+from tests.models.tiny import tiny_cohort, tiny_config
+
+
+def table(patients: int = 12) -> Table:
+    draw = np.random.default_rng(3)
+    count = patients * 4
+    bmd = draw.uniform(0.6, 1.4, count)
+    tbs = draw.uniform(1.1, 1.6, count)
+    return Table(
+        patients=np.repeat([f"P{number}" for number in range(patients)], 4),
+        bmd=bmd,
+        tbs=tbs,
+        hu=100 * bmd + draw.normal(0, 20, count),
+        bmd_dl=bmd + draw.normal(0.02, 0.05, count),
+        tbs_dl=tbs + draw.normal(0, 0.05, count),
+        groups={"sex": np.repeat(["F", "M"] * (patients // 2), 4)},
+    )
+
+
+def manifest() -> Manifest:
+    intervals = (Interval(1, 0.1, 0.1), Interval(4, 0.05, 0.05))
+    return Manifest(
+        "t", "1", "resnet18", ("bmd_g_cm2", "tbs"), {}, {}, True, {}, intervals, 0.9, "2026-01-01T00:00:00+00:00"
+    )
+
+
+def test_correlation_and_interval_are_scipys_and_fishers() -> None:
+    toy = table()
+    found = association(toy.hu, toy.bmd)
+    r = stats.pearsonr(toy.hu, toy.bmd).statistic
+    assert found["r"] == pytest.approx(r)
+    half = 1.959964 / np.sqrt(len(toy.bmd) - 3)
+    assert found["r_ci"] == pytest.approx([np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)])
+
+
+def test_errors_are_estimate_minus_truth() -> None:
+    found = agreement(np.array([1.1, 1.3, 1.5, 1.6]), np.array([1.0, 1.2, 1.4, 1.7]))
+    assert found["mean_error"] == pytest.approx(0.05)
+    assert found["mean_absolute_error"] == pytest.approx(0.1)
+
+
+def test_what_cannot_be_told_is_null() -> None:
+    assert association(np.ones(9), np.arange(9.0))["r"] is None
+    assert detection(np.zeros(9, dtype=bool), np.arange(9.0))["auc"] is None
+    figures = report(table(), manifest=None, yam=None)
+    assert figures["per_patient"]["osteopenia"] is None
+    assert figures["intervals"] is None
+    assert figures["per_vertebra"]["gbm_bmd"] is None
+
+
+def test_detection_by_hand() -> None:
+    truth = np.array([True, True, False, False, False])
+    found = detection(truth, np.array([5.0, 3.0, 4.0, 2.0, 1.0]))
+    assert found["auc"] == pytest.approx(5 / 6)
+    assert (found["tp"], found["fn"], found["fp"], found["tn"]) in [(1, 1, 0, 3), (2, 0, 1, 2)]
+    assert found["sensitivity"] + found["specificity"] - 1 == pytest.approx(2 / 3, abs=0.2)
+    low, high = found["auc_ci"]
+    assert 0 <= low <= found["auc"] <= high <= 1
+
+
+def test_report_counts_patients_and_uses_their_means() -> None:
+    toy = table()
+    true = 100 * toy.by_patient(toy.bmd) / 1.2
+    seen = 100 * toy.by_patient(toy.bmd_dl) / 1.2
+    figures = report(toy, manifest(), (true, seen))
+    assert (figures["n_patients"], figures["n_vertebrae"]) == (12, 48)
+    means = [toy.bmd[start : start + 4].mean() for start in range(0, 48, 4)]
+    assert figures["per_patient"]["osteopenia"]["n_positive"] == sum(100 * mean / 1.2 < 80 for mean in means)
+    assert figures["intervals"]["bmd_coverage"] == pytest.approx((np.abs(toy.bmd_dl - toy.bmd) <= 0.1).mean())
+    assert figures["subgroups"]["sex"]["F"]["bmd"]["n"] == 24
+    json.dumps(figures, allow_nan=False)
+
+
+def test_train_then_evaluate_as_a_user_would(tmp_path: Path) -> None:
+    cohort = tiny_cohort(tmp_path / "cohort")
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps(tiny_config(epochs=1).to_dict()))
+    package = train_package(cohort, tmp_path / "tiny", settings)
+    document = evaluate_package(package.path, cohort, tmp_path / "out", {"F": 1.2, "M": 1.2})
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == document
+    assert document["n_patients"] == 10
+    assert document["model_sha256"] == package.sha256
+    assert document["per_patient"]["osteopenia"]["auc"] is not None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "<script" not in page
+    assert "not a medical device" in page
+    assert (tmp_path / "out" / "scatter.png").stat().st_size > 10_000
+    held_out = evaluate(package, cohort, tmp_path / "fold", folds=(9,))
+    assert held_out["n_patients"] == 1
+    assert held_out["per_patient"]["osteopenia"] is None  # no young-adult reference given

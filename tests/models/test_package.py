@@ -1,0 +1,119 @@
+"""A package proves itself unaltered, and says which file is not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.package import Interval, Manifest, ModelPackage, PackageError, write_package
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        name="test",
+        version="1.0",
+        architecture="resnet50",
+        targets=("bmd_g_cm2", "tbs"),
+        input={"rows": 64},
+        training={"provenance": "digital"},
+        synthetic_only=True,
+        metrics={},
+        intervals=(Interval(1, 0.1, 0.2), Interval(4, 0.05, 0.1)),
+        interval_level=0.9,
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> ModelPackage:
+    tensors = {
+        "head.weight": np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4),
+        "bn.running_var": np.array([1e6, 2.0], dtype=np.float32),
+        "bn.num_batches_tracked": np.array(3),
+    }
+    return write_package(tmp_path / "test-1.0", manifest(), tensors, "# card\n", {"training.json": "{}"})
+
+
+def test_what_is_written_is_read(package: ModelPackage) -> None:
+    again = ModelPackage.load(package.path)
+    assert again == package
+    assert again.name == "test-1.0"
+    assert again.manifest.synthetic_only
+    weights = again.weights()
+    assert set(weights) == {"head.weight", "bn.running_var"}
+    assert np.allclose(weights["head.weight"].ravel(), np.linspace(-1, 1, 8), atol=1e-3)
+    assert weights["bn.running_var"][0] == 1e6  # beyond fp16
+    assert again.model_card() == "# card\n"
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model_card.md", "training.json"])
+def test_an_altered_file_is_refused_by_name(package: ModelPackage, name: str) -> None:
+    content = bytearray((package.path / name).read_bytes())
+    content[-1] ^= 1
+    (package.path / name).write_bytes(content)
+    with pytest.raises(PackageError, match=name):
+        ModelPackage.load(package.path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model_card.md", "manifest.json"])
+def test_a_missing_file_is_refused_by_name(package: ModelPackage, name: str) -> None:
+    (package.path / name).unlink()
+    with pytest.raises(PackageError, match=name):
+        ModelPackage.load(package.path)
+
+
+def test_half_a_weight_file_is_refused(package: ModelPackage) -> None:
+    weights = package.path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(PackageError, match=r"weights\.safetensors"):
+        ModelPackage.load(package.path)
+
+
+def test_a_broken_manifest_is_refused(package: ModelPackage) -> None:
+    (package.path / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(PackageError, match=r"manifest\.json"):
+        ModelPackage.load(package.path)
+
+
+def test_a_manifest_cannot_point_outside(package: ModelPackage) -> None:
+    path = package.path / "manifest.json"
+    values = json.loads(path.read_text())
+    values["files"]["../secret"] = "0" * 64
+    path.write_text(json.dumps(values))
+    with pytest.raises(PackageError, match="outside"):
+        ModelPackage.load(package.path)
+
+
+def test_a_manifest_without_the_weights_hash_is_refused(package: ModelPackage) -> None:
+    path = package.path / "manifest.json"
+    values = json.loads(path.read_text())
+    del values["files"]["weights.safetensors"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(PackageError, match="no hash"):
+        ModelPackage.load(package.path)
+
+
+def test_another_manifest_is_another_package(package: ModelPackage) -> None:
+    path = package.path / "manifest.json"
+    path.write_text(path.read_text().replace('"1.0"', '"1.1"'))
+    assert ModelPackage.load(package.path).sha256 != package.sha256
+
+
+def test_a_package_is_never_overwritten(package: ModelPackage) -> None:
+    with pytest.raises(PackageError, match="never overwritten"):
+        write_package(package.path, manifest(), {}, "")
+    assert ModelPackage.load(package.path) == package
+
+
+def test_intervals_by_number_of_levels(package: ModelPackage) -> None:
+    assert package.manifest.interval(4).bmd_g_cm2 == 0.05
+    assert package.manifest.interval(2).bmd_g_cm2 == 0.1  # not calibrated: the widest
+
+
+def test_the_service_can_read_packages_without_torch_or_scipy() -> None:
+    code = "import sys, models.package; print([m for m in ('torch', 'scipy', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

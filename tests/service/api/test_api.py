@@ -1,0 +1,312 @@
+"""The API: answers, problem documents, the guard at the door, audit."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpx import Response
+from sqlalchemy import text
+
+from service.api.guard import MAX_BODY_BYTES, is_loopback_name
+from service.api.tabular import safe
+from tests.service.web import seed
+from tests.service.web.installation import ORIGIN, Installation, installed
+
+API = "/api/v1"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    with installed(tmp_path_factory.mktemp("site")) as found:
+        yield found
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Installation]:
+    with installed(tmp_path) as found:
+        yield found
+
+
+def problem(answer: Response, status: int) -> dict[str, Any]:
+    """The problem document of an answer, checked against RFC 9457."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = answer.json()
+    assert document["status"] == status
+    assert document["type"] == "about:blank"
+    assert document["title"]
+    return document
+
+
+def items(site: Installation, **query: Any) -> list[dict[str, Any]]:
+    answer = site.client.get(f"{API}/worklist", params=query)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["items"]
+    return found
+
+
+def test_worklist_puts_open_referrals_first(site: Installation) -> None:
+    found = items(site)
+    assert len(found) == 12
+    assert found[0]["study_uid"] == seed.REFER
+    assert found[0]["category"] == "refer"
+    assert found[0]["referral"]["state"] == "open"
+    assert found[0]["values"]["bmd_interval"] == [0.65, 0.77]
+    assert found[0]["digital_model"] is True
+    assert found[-1]["category"] == "no-flag"
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ({"category": "refer"}, 4),
+        ({"category": "not-assessable"}, 3),
+        ({"stage": "failed"}, 1),
+        ({"state": "receiving"}, 2),
+        ({"synthetic": "false"}, 2),
+        ({"referral": "ordered"}, 1),
+        ({"q": "yamada"}, 1),
+        ({"q": "%"}, 0),
+        ({"category": "refer", "synthetic": "false"}, 1),
+    ],
+)
+def test_worklist_filters(site: Installation, query: dict[str, str], count: int) -> None:
+    assert len(items(site, **query)) == count
+
+
+def test_worklist_sorts_with_missing_values_last(site: Installation) -> None:
+    for sort, turned in (("bmd", False), ("-bmd", True)):
+        values = [item["values"]["bmd_g_cm2"] for item in items(site, sort=sort)]
+        known = [value for value in values if value is not None]
+        assert known == sorted(known, reverse=turned)
+        assert values[: len(known)] == known
+
+
+def test_worklist_pages_do_not_overlap(site: Installation) -> None:
+    pages = [items(site, page=page, page_size=5) for page in (1, 2, 3)]
+    uids = [item["study_uid"] for page in pages for item in page]
+    assert [len(page) for page in pages] == [5, 5, 2]
+    assert len(set(uids)) == 12
+    assert items(site, page=9, page_size=5) == []
+
+
+def test_csv_cells_cannot_run(site: Installation) -> None:
+    answer = site.client.get(f"{API}/worklist", headers={"accept": "text/csv"})
+    assert answer.headers["content-type"].startswith("text/csv")
+    rows = {row["study_uid"]: row for row in csv.DictReader(io.StringIO(answer.text))}
+    assert len(rows) == 12
+    assert rows[seed.SHEET]["patient_name"] == "'" + seed.FORMULA
+    assert rows[seed.REFER]["patient_name"] == seed.JAPANESE
+    assert rows[seed.REFER]["network_validated_on"] == "digital patients only"
+    for row in rows.values():
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in row.values())
+
+
+def test_csv_download_of_the_page_opens_in_a_spreadsheet(site: Installation) -> None:
+    answer = site.client.get("/worklist.csv")
+    assert answer.content.startswith(b"\xef\xbb\xbf")
+    assert "山田" in answer.text
+    assert "attachment" in answer.headers["content-disposition"]
+
+
+@pytest.mark.parametrize("cell", ["=1", "+1", "-1", "@a", "\ta", "\ra", "  =1", "＝1"])
+def test_every_formula_start_is_escaped(cell: str) -> None:
+    assert safe(cell) == f"'{cell}"
+
+
+def test_harmless_cells_stay() -> None:
+    assert [safe(cell) for cell in ("a=b", "", None, -3.5)] == ["a=b", "", None, -3.5]
+
+
+def test_study_has_series_jobs_conflicts_and_refusals(site: Installation) -> None:
+    study = site.client.get(f"{API}/studies/{seed.REFER}").json()
+    assert [one["eligible"] for one in study["series"]] == [True, False]
+    assert study["series"][1]["reasons"][0]["code"] == "KERNEL_NOT_ALLOWED"
+    assert study["jobs"][0]["attempts"] == 1
+    assert len(study["conflicts"]) == 1
+    assert study["refusals"][0]["code"] == "UID_MISMATCH"
+    assert study["category"] == "refer"
+
+
+def test_studies_are_listed(site: Installation) -> None:
+    answer = site.client.get(f"{API}/studies", params={"page_size": 3}).json()
+    assert answer["total"] == 12
+    assert len(answer["items"]) == 3
+
+
+def test_result_has_every_key_of_the_contract(site: Installation) -> None:
+    document = site.client.get(f"{API}/studies/{seed.REFER}/result").json()
+    keys = {"study_uid", "series_uid", "revision", "verdict", "levels", "patient", "anatomy", "decision"}
+    assert set(document) == keys | {"provenance", "timings_s"}
+    assert set(document["levels"]) == {"L1", "L2", "L3", "L4"}
+    assert document["decision"]["category"] == "refer"
+
+
+def test_study_that_no_series_qualified_has_a_result_too(site: Installation) -> None:
+    document = site.client.get(f"{API}/studies/{seed.NOT_SCREENED}/result").json()
+    assert document["decision"]["category"] == "not-assessable"
+    codes = {reason["code"] for reason in document["verdict"]["reasons"]}
+    assert "CONTRAST_TAGGED" in codes
+    assert document["patient"]["bmd_g_cm2"] is None
+
+
+@pytest.mark.parametrize(("uid", "state"), [(seed.RECEIVING, "receiving"), (seed.QUEUED, "queued")])
+def test_result_on_its_way_is_a_problem_that_says_so(site: Installation, uid: str, state: str) -> None:
+    assert state in problem(site.client.get(f"{API}/studies/{uid}/result"), 404)["detail"]
+
+
+def act(site: Installation, uid: str, **step: Any) -> Response:
+    return site.client.post(f"{API}/studies/{uid}/referral", json=step)
+
+
+def test_referral_loop(fresh: Installation) -> None:
+    for action, state in (("review", "reviewed"), ("order", "ordered"), ("dxa-done", "dxa-done")):
+        answer = act(fresh, seed.REFER, action=action)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["state"] == state
+    assert act(fresh, seed.REFER, action="reopen").json()["state"] == "open"
+    problem(act(fresh, seed.REFER, action="dismiss"), 422)
+    problem(act(fresh, seed.REFER, action="dismiss", reason="  "), 422)
+    dismissed = act(fresh, seed.REFER, action="dismiss", reason="DXA in May")
+    assert dismissed.json()["reason"] == "DXA in May"
+    trail = fresh.client.get(f"{API}/audit", params={"subject": seed.REFER}).json()["items"]
+    assert trail[0]["action"] == "referral.dismiss"
+    assert trail[0]["actor"] == "local"
+
+
+def test_step_that_the_state_does_not_allow(fresh: Installation) -> None:
+    act(fresh, seed.REFER, action="dismiss", reason="seen")
+    problem(act(fresh, seed.REFER, action="order"), 409)
+    problem(act(fresh, seed.NO_FLAG, action="review"), 409)  # it has no referral
+    problem(act(fresh, "1.2.3", action="review"), 404)
+    problem(act(fresh, seed.REFER, action="cure"), 422)
+    problem(act(fresh, seed.REFER, action="review", extra=1), 422)
+
+
+def test_rerun(fresh: Installation) -> None:
+    path = f"{API}/studies/{{}}/rerun"
+    json = {"content-type": "application/json"}
+    answer = fresh.client.post(path.format(seed.QUARANTINED), headers=json)
+    assert answer.status_code == 202
+    assert answer.json()["state"] == "queued"
+    problem(fresh.client.post(path.format(seed.QUARANTINED), headers=json), 409)
+    problem(fresh.client.post(path.format("1.2.3"), headers=json), 404)
+
+
+def test_errors_are_problem_documents(site: Installation) -> None:
+    problem(site.client.get("/api/v1/nothing"), 404)
+    problem(site.client.get(f"{API}/studies/1.2.3"), 404)
+    problem(site.client.delete(f"{API}/worklist"), 405)
+    problem(site.client.get(f"{API}/worklist", params={"page": 0}), 422)
+    problem(site.client.get(f"{API}/worklist", params={"sort": "secret"}), 422)
+    problem(site.client.get(f"{API}/studies/..%2f..%2fetc"), 404)
+    problem(site.client.get(f"{API}/studies/<script>"), 422)
+    problem(site.client.post(f"{API}/studies/{seed.REFER}/referral", content=b"{"), 422)
+
+
+def test_broken_database_is_an_honest_answer(tmp_path: Path) -> None:
+    with installed(tmp_path) as broken:
+        with broken.store.transaction() as session:
+            session.execute(text("DROP TABLE results"))
+        problem(broken.client.get(f"{API}/worklist"), 503)
+        ready = problem(broken.client.get(f"{API}/health/ready"), 503)
+        assert ready["checks"]["database"]["ok"] is False
+        assert str(tmp_path) not in str(ready)
+        assert broken.client.get(f"{API}/health/live").json()["status"] == "ok"
+
+
+def test_unforeseen_error_is_a_problem_without_detail(fresh: Installation, monkeypatch: Any) -> None:
+    def explode(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret inside")
+
+    monkeypatch.setattr("service.workflow.reading.worklist", explode)
+    answer = fresh.client.get(f"{API}/worklist")
+    problem(answer, 500)
+    assert "secret" not in answer.text
+    assert "content-security-policy" in answer.headers
+
+
+def test_ready_and_metrics(site: Installation) -> None:
+    ready = site.client.get(f"{API}/health/ready")
+    assert ready.json()["status"] == "ok"
+    metrics = site.client.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'osteogate_studies{state="quarantined"} 1' in metrics.text
+    assert 'osteogate_decisions{category="refer"} 4' in metrics.text
+    assert "Yamada" not in metrics.text
+
+
+def test_full_spool_is_not_ready(tmp_path: Path) -> None:
+    with installed(tmp_path, disk_floor_bytes=1 << 60) as full:
+        ready = problem(full.client.get(f"{API}/health/ready"), 503)
+    assert ready["checks"]["spool"]["ok"] is False
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.5:8080", "", "a@localhost"])
+def test_foreign_host_names_are_refused(site: Installation, host: str) -> None:
+    problem(site.client.get("/", headers={"host": host}), 421)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1", "127.8.9.1:80", "[::1]:8080"])
+def test_loopback_names(host: str) -> None:
+    assert is_loopback_name(host)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ],
+)
+def test_requests_of_other_origins_change_nothing(fresh: Installation, headers: dict[str, str]) -> None:
+    path = f"{API}/studies/{seed.REFER}/referral"
+    problem(fresh.client.post(path, json={"action": "review"}, headers=headers), 403)
+    assert fresh.client.get(f"{API}/studies/{seed.REFER}").json()["referral"]["state"] == "open"
+
+
+def test_our_own_origin_may(fresh: Installation) -> None:
+    headers = {"origin": ORIGIN, "sec-fetch-site": "same-origin"}
+    path = f"{API}/studies/{seed.REFER}/referral"
+    assert fresh.client.post(path, json={"action": "review"}, headers=headers).status_code == 200
+
+
+def test_body_has_a_limit(site: Installation) -> None:
+    path = f"{API}/studies/{seed.REFER}/referral"
+    problem(site.client.post(path, content=b" " * (MAX_BODY_BYTES + 1)), 413)
+    pieces = (b" " * 8192 for _ in range(MAX_BODY_BYTES // 8192 + 2))  # no Content-Length
+    problem(site.client.post(path, content=pieces, headers={"content-type": "application/json"}), 413)
+
+
+def test_api_takes_json_only(site: Installation) -> None:
+    path = f"{API}/studies/{seed.QUARANTINED}/rerun"
+    problem(site.client.post(path, headers={"content-type": "text/plain"}), 415)
+
+
+def test_views_and_exports_are_audited(fresh: Installation) -> None:
+    fresh.client.get(f"/studies/{seed.REFER}")
+    fresh.client.get(f"{API}/studies/{seed.REFER}/result")
+    fresh.client.get("/worklist.csv")
+    trail = fresh.client.get(f"{API}/audit").json()["items"]
+    assert [line["action"] for line in trail] == ["worklist.export", "result.view", "study.view"]
+    assert trail[1]["subject"] == seed.REFER
+
+
+def test_documentation_comes_from_here(site: Installation) -> None:
+    document = site.client.get("/api/openapi.json").json()
+    for path in ("/worklist", "/studies", "/studies/{study_uid}/referral", "/health/ready", "/audit"):
+        assert f"/api/v1{path}" in document["paths"]
+    assert "/metrics" in document["paths"]
+    page = site.client.get("/api/docs").text
+    assert "swagger-ui-bundle.js" in page
+    assert "http" not in page
+    for name in ("vendor/swagger-ui-bundle.js", "vendor/htmx.min.js", "osteogate.css"):
+        assert site.client.get(f"/static/{name}").status_code == 200

@@ -1,0 +1,65 @@
+"""The whole pipeline on unseen digital patients: the small version of `osteogate acceptance`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.settings import Settings
+from worker.acceptance import FIRST_SEED, LevelOutcome, PatientOutcome, run, summary
+from worker.pipeline import Pipeline
+from worker.segmentation.cascade import Cascade
+from worker.start import make_pipeline
+
+PATIENTS = 5
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    return make_pipeline(Settings(data_dir=tmp_path))
+
+
+def test_the_shipped_networks_pass(pipeline: Pipeline) -> None:
+    report = run(pipeline, range(FIRST_SEED, FIRST_SEED + PATIENTS))
+    assert report["mean_dice"] >= 0.85
+    assert report["levels_right"] == 1.0
+    assert report["wrong_and_certain"] == 0
+    assert report["bmd_r"] >= 0.7
+    assert report["bmd_r"] > report["hu_bmd_r"]
+    assert report["passed"]
+
+
+def test_randomised_segmentation_fails(pipeline: Pipeline) -> None:
+    assert isinstance(pipeline.segmenter, Cascade)
+    for network in (pipeline.segmenter.coarse, pipeline.segmenter.fine):
+        _randomise(network.module.parameters())
+    assert not run(pipeline, [FIRST_SEED])["passed"]
+
+
+def test_a_randomised_predictor_fails(pipeline: Pipeline) -> None:
+    _randomise(pipeline.predictor._network.parameters())
+    report = run(pipeline, range(FIRST_SEED, FIRST_SEED + 3))
+    assert not report["passed"]
+    assert report["mean_dice"] >= 0.85  # only the predictor was spoilt
+
+
+def test_failing_figures_do_not_pass() -> None:
+    def patient(bmd: float, hu: float, true: float, *, right: bool = True) -> PatientOutcome:
+        level = LevelOutcome("L1", 0.9, true, 1.3, bmd, 1.3, hu)
+        return PatientOutcome(1, right, True, (level,))
+
+    good = [patient(0.8, 100, 0.8), patient(1.0, 90, 1.0), patient(1.2, 150, 1.2), patient(0.9, 160, 0.9)]
+    assert summary(good)["passed"]
+    assert not summary([patient(*figures, right=False) for figures in ((0.8, 1, 0.8), (1.0, 2, 1.1))])["passed"]
+    hu_is_better = [patient(0.8, 80, 0.8), patient(1.1, 100, 1.0), patient(1.1, 120, 1.2), patient(0.9, 90, 0.9)]
+    assert not summary(hu_is_better)["passed"]
+
+
+def _randomise(parameters: Iterator[torch.nn.Parameter]) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_(0.0, 0.05)

@@ -1,0 +1,81 @@
+"""The command line as a person meets it: answers on success, one clear line and a status on failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.cli import main
+from service.domain.policy import DEFAULT_POLICY
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def in_a_fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSTEOGATE_DATA_DIR", str(tmp_path / "data"))
+
+
+def test_models_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "list"]) == 0
+    assert "reference-0.1.0" in capsys.readouterr().out
+    assert main(["models", "show", "active"]) == 0
+    assert "digital patients" in capsys.readouterr().out
+    assert main(["models", "show", "no-such-model"]) == 1
+    assert "no model package" in capsys.readouterr().err
+
+
+def test_weights_status_names_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "status"]) == 0
+    out = capsys.readouterr().out
+    assert "built in" in out
+    assert "sha256" in out
+
+
+def test_doctor_says_what_is_amiss_and_then_that_it_is_mended(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "no schema yet" in out
+    assert "is the installation running?" in out
+    assert DEFAULT_POLICY.label in out
+    assert main(["db", "upgrade"]) == 0
+    main(["doctor"])
+    assert "no schema yet" not in capsys.readouterr().out
+
+
+def test_phantom_reference_is_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped reference names its command; a shorter run of it makes the same kind of table."""
+    assert main(["phantom", "reference", "--seed", "44000", "--patients", "3"]) == 0
+    out = capsys.readouterr().out
+    shipped = (ROOT / "service" / "domain" / "references.toml").read_text()
+    for line in ("[digital.young-f-l1l4]", "[digital.young-m-l1l4]", 'population = "'):
+        assert line in out
+        assert line in shipped
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["screen", "no-such-path", "--out", "out"], "does not exist"),
+        (["send", "x.dcm", "--to", "nowhere", "--called", "A"], "HOST:PORT"),
+        (["phantom", "study", "--seed", "1", "--out", "p", "--set", "age"], "KEY=VALUE"),
+        (["phantom", "study", "--seed", "1", "--out", "p", "--set", "age=7"], "age"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
+
+
+def test_a_folder_is_sent_and_what_is_no_dicom_in_it_is_passed_over(tmp_path: Path) -> None:
+    from service.dicom.send import send_files
+
+    (tmp_path / "truth.json").write_text("{}")
+    peer = {"host": "127.0.0.1", "called": "X"}
+    in_a_folder = send_files([tmp_path], port=9, **peer)
+    assert [path.name for path, _ in in_a_folder.passed_over] == ["truth.json"]
+    assert in_a_folder.failed == []
+    named = send_files([tmp_path / "truth.json"], port=9, **peer)
+    assert "not a DICOM file" in named.failed[0][1]

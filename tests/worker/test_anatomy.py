@@ -1,0 +1,232 @@
+"""The level checks: right levels are "certain", and nothing that is cut, swapped, counted wrong or doubted is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from models.crop import locate
+from models.phantom.patient import draw
+from models.phantom.render import lumbar_grid, render
+from service.domain.reasons import Code
+from service.domain.result import LEVELS, Anatomy, Numbering
+from worker.anatomy import assess, measure_shapes
+from worker.segmentation import Segmentation
+from worker.segmentation.base import L5, L6, LEVEL_IDS, S1, SACRUM, T12, LabelArray
+from worker.segmentation.cleaning import clean
+from worker.volume import Volume
+
+Point = tuple[float, float, float]
+
+
+@pytest.fixture(scope="module")
+def spine() -> tuple[Volume, LabelArray]:
+    """A digital patient's true labels, T11 to the sacrum, with a hand's breadth of room above and below."""
+    patient = draw(4)
+    rendered = render(patient, lumbar_grid(patient, 2.5, first="T11", last="S1", margin_mm=15.0))
+    labels = rendered.labels.copy()
+    labels[labels == 34] = 0  # T10's stump at the upper end
+    return Volume(rendered.hu_noise_free, rendered.affine), labels
+
+
+def centroids(volume: Volume, labels: LabelArray) -> dict[int, Point]:
+    """What a perfect second opinion says."""
+    found = {}
+    for label in np.unique(labels[labels > 0]):
+        x, y, z = (volume.affine @ [*np.argwhere(labels == label).mean(axis=0), 1])[:3]
+        found[int(label)] = (float(x), float(y), float(z))
+    return found
+
+
+def look(volume: Volume, labels: LabelArray, opinion: Mapping[int, Point] | None = None) -> Anatomy:
+    return assess(volume, Segmentation(labels, "test", "0" * 64, second_opinion=opinion))
+
+
+def renamed(labels: LabelArray, names: Mapping[int, int]) -> LabelArray:
+    table = np.arange(256, dtype=np.uint8)
+    for old, new in names.items():
+        table[old] = new
+    return table[labels]
+
+
+def codes(anatomy: Anatomy) -> set[Code]:
+    return {reason.code for reason in anatomy.refusals}
+
+
+def test_right_levels_with_two_anchors_are_certain(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    for opinion in (centroids(volume, labels), None):
+        anatomy = look(volume, labels, opinion)
+        assert anatomy.numbering is Numbering.CERTAIN, anatomy.notes
+        assert anatomy.lumbar_count == 5
+        assert not anatomy.refusals
+        assert all(anatomy.levels[name].in_view for name in LEVELS)
+        assert not any(anatomy.levels[name].exclusions for name in LEVELS)
+
+
+def test_heights_are_those_of_the_digital_patient(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    anatomy = look(volume, labels)
+    patient = draw(4)
+    for name in LEVELS:
+        heights, truth = anatomy.levels[name].heights, patient.vertebra(name)
+        assert heights is not None
+        hollow = 2 * truth.endplate_hollow  # 15 % inside the rims the endplates are hollow already
+        assert heights.anterior is not None
+        assert heights.middle is not None
+        assert heights.posterior is not None
+        assert truth.height_anterior - hollow - 1.5 < heights.anterior < truth.height_anterior + 1.0
+        assert truth.height_posterior - hollow - 1.5 < heights.posterior < truth.height_posterior + 1.0
+        assert heights.middle == pytest.approx(truth.height - hollow, abs=2.0)
+
+
+def test_without_the_sacrum_nothing_is_certain(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    rootless = renamed(labels, {SACRUM: 0, S1: 0})
+    for opinion in (None, centroids(volume, rootless)):
+        anatomy = look(volume, rootless, opinion)
+        assert anatomy.numbering is Numbering.UNCERTAIN
+        assert anatomy.lumbar_count is None
+        assert Code.LEVELS_UNCERTAIN in codes(anatomy)
+
+
+def test_a_cut_top_puts_its_level_out_of_view(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    middle = int(np.argwhere(labels == LEVEL_IDS["L1"])[:, 0].mean())
+    cut = Volume(volume.hu[:middle], volume.affine)
+    anatomy = look(cut, labels[:middle], centroids(cut, labels[:middle]))
+    assert [name for name in LEVELS if not anatomy.levels[name].in_view] == ["L1"]
+    assert Code.LEVEL_OUT_OF_VIEW in codes(anatomy)
+
+
+def test_a_level_cut_short_of_the_edge_is_still_out_of_view(spine: tuple[Volume, LabelArray]) -> None:
+    """A network may stop one slice before the end of the CT: half a vertebra there is not a small one."""
+    volume, labels = spine
+    middle = int(np.argwhere(labels == LEVEL_IDS["L1"])[:, 0].mean())
+    short = labels[: middle + 1].copy()
+    short[-1] = 0
+    anatomy = look(Volume(volume.hu[: middle + 1], volume.affine), short)
+    assert not anatomy.levels["L1"].in_view
+
+
+def test_swapped_levels_are_uncertain(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    swapped = renamed(labels, {LEVEL_IDS["L2"]: LEVEL_IDS["L3"], LEVEL_IDS["L3"]: LEVEL_IDS["L2"]})
+    anatomy = look(volume, swapped, centroids(volume, swapped))
+    assert anatomy.numbering is Numbering.UNCERTAIN
+    assert any("order" in note for note in anatomy.notes)
+
+
+def test_an_upside_down_volume_is_uncertain(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    turned = np.ascontiguousarray(labels[::-1])
+    anatomy = look(Volume(volume.hu[::-1], volume.affine), turned, centroids(volume, turned))
+    assert anatomy.numbering is Numbering.UNCERTAIN
+
+
+def test_left_and_right_may_be_mirrored_but_not_front_and_back(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    mirrored = np.ascontiguousarray(labels[:, :, ::-1])
+    left_right = look(Volume(np.ascontiguousarray(volume.hu[:, :, ::-1]), volume.affine), mirrored)
+    assert all(left_right.levels[name].in_view for name in LEVELS)  # the same levels, the same heights
+    turned = np.ascontiguousarray(labels[:, ::-1])
+    hu = np.ascontiguousarray(volume.hu[:, ::-1])
+    front_back = look(Volume(hu, volume.affine), turned, centroids(volume, turned))
+    assert front_back.numbering is Numbering.UNCERTAIN
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        # a sixth body, named so; the same numbered from the top; four bodies numbered from the top; one level skipped
+        ({27: L6, 28: 27, 29: 28, 30: 29, 31: 30, 32: 31, 33: 32}, "sixth"),
+        ({27: 28, 28: 29, 29: 30, 30: 31, 31: 32, 32: 33, 33: 34}, "not L5"),
+        ({27: 28, 28: 29, 29: 30, 30: 31, 31: 32, 32: 33, 33: 0}, "not L5"),
+        ({31: 32, 32: 33, 33: 34}, "missing"),
+        ({29: 0}, "missing"),
+    ],
+)
+def test_other_than_five_lumbar_bodies_are_uncertain(
+    spine: tuple[Volume, LabelArray], names: Mapping[int, int], why: str
+) -> None:
+    volume, labels = spine
+    odd = renamed(labels, names)
+    anatomy = look(volume, odd, centroids(volume, odd))
+    assert anatomy.numbering is Numbering.UNCERTAIN
+    assert any(why in note for note in anatomy.notes), anatomy.notes
+
+
+def test_a_second_opinion_one_level_off_is_uncertain(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    shifted = centroids(volume, renamed(labels, {label: label + 1 for label in range(L5, T12)}))
+    anatomy = look(volume, labels, shifted)
+    assert anatomy.numbering is Numbering.UNCERTAIN
+    assert any("coarse network" in note for note in anatomy.notes)
+
+
+def test_what_is_not_bone_is_doubted(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    anatomy = look(replace(volume, hu=np.zeros_like(volume.hu)), labels, centroids(volume, labels))
+    assert anatomy.numbering is Numbering.UNCERTAIN
+
+
+def test_no_spine_and_no_lumbar_spine(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    for empty in (np.zeros_like(labels), np.where(labels >= T12, labels, 0).astype(np.uint8)):
+        anatomy = look(volume, empty, {})
+        assert codes(anatomy) == {Code.NO_SPINE_FOUND, Code.LEVEL_OUT_OF_VIEW}
+        assert anatomy.numbering is Numbering.UNCERTAIN
+        assert not any(anatomy.levels[name].in_view for name in LEVELS)
+
+
+def test_a_wedge_fracture_beyond_the_error_is_excluded(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    broken = wedged(volume, labels, LEVEL_IDS["L2"])
+    anatomy = look(volume, broken)
+    assert [reason.code for reason in anatomy.levels["L2"].exclusions] == [Code.FRACTURE]
+    assert not anatomy.levels["L3"].exclusions
+    thick = replace(volume, affine=volume.affine @ np.diag([4.0, 1.0, 1.0, 1.0]))
+    coarse = look(Volume(volume.hu[::4], thick.affine), np.ascontiguousarray(broken[::4]))
+    assert Code.FRACTURE not in {reason.code for reason in coarse.levels["L3"].exclusions}
+
+
+def wedged(volume: Volume, labels: LabelArray, label: int) -> LabelArray:
+    """One body with its upper endplate sloping down to the front."""
+    vertebra = locate(labels, volume.affine, label)
+    voxels = np.argwhere(labels == label)
+    lps = voxels @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    local = vertebra.frame.from_lps(lps)
+    gone = (local[:, 1] < 8) & (local[:, 2] > 0.8 * local[:, 1] + 8) & (np.abs(local[:, 0]) < 30)
+    broken: npt.NDArray[np.uint8] = labels.copy()
+    broken[tuple(voxels[gone].T)] = 0
+    return broken
+
+
+def test_islands_join_the_vertebra_that_they_touch_or_go() -> None:
+    labels = np.zeros((30, 12, 12), dtype=np.uint8)
+    labels[2:10, 2:10, 2:10] = 28
+    labels[12:20, 2:10, 2:10] = 29
+    labels[18:20, 2:10, 2:10] = 28  # L4's name on top of L3
+    labels[25:27, 5:7, 5:7] = 29  # L3's name in the air
+    labels[0, 0, 0] = 31  # a speck
+    cleaned = clean(labels, voxel_ml=0.01)
+    assert not (cleaned == 31).any()
+    assert (cleaned[12:20, 2:10, 2:10] == 29).all()
+    assert not cleaned[21:].any()
+    assert (cleaned[2:10, 2:10, 2:10] == 28).all()
+    assert not clean(np.zeros_like(labels), 1.0).any()
+
+
+def test_shapes_are_in_millimetres_and_millilitres() -> None:
+    labels = np.zeros((30, 40, 40), dtype=np.uint8)
+    labels[5:15, 10:30, 10:30] = 29
+    affine = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [3.0, 0, 0, -90], [0, 0, 0, 1]])
+    shape = measure_shapes(labels, Volume(np.full(labels.shape, 100, np.float32), affine))[29]
+    assert shape.volume_ml == pytest.approx(12.0)
+    assert (shape.lowest, shape.highest) == pytest.approx((-76.5, -46.5))
+    assert shape.centroid == pytest.approx([19.5, 19.5, -61.5])
+    assert not shape.cut

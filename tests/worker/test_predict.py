@@ -1,0 +1,111 @@
+"""The shipped package on unseen digital patients; random weights fail the same checks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.package import ModelPackage, PackageError, write_package
+from models.phantom.anatomy import LEVELS
+from models.phantom.cohort import draw_member, patient_slabs
+from models.resnet50 import BonePredictor, NetworkConfig
+from worker.predict import DeviceError, Prediction, Predictor, find_device
+
+PACKAGES = Path(__file__).resolve().parents[2] / "models" / "packages"
+REFERENCE = PACKAGES / "reference-0.1.0"
+BMD = (0.65, 0.95, 1.25)  # low, middle, high, g/cm2
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    torch.set_num_threads(1)
+    return Predictor(REFERENCE, "cpu")
+
+
+@pytest.fixture(scope="module")
+def patients() -> list[tuple[float, np.ndarray]]:
+    """True BMD and slabs [4, 3, 128, 128] of digital patients whose seeds no training cohort has."""
+    made = []
+    for number, bmd in enumerate(BMD):
+        patient = draw_member(990_000_001 + number, {"bmd_g_cm2": bmd, "slice_mm": 3.0, "sex": "F"}, enriched=False)
+        slabs = patient_slabs(patient, 2)
+        made.append((slabs.truth.bmd_g_cm2, slabs.slabs[:, 1]))  # cut with imperfect labels
+    return made
+
+
+def follows_truth(predictor: Predictor, patients: list[tuple[float, np.ndarray]]) -> bool:
+    """Low < middle < high, well apart, and nobody off by as much as the steps between them."""
+    seen = [predictor.patient(predictor.predict(slabs)).bmd_g_cm2 for _, slabs in patients]
+    true = [truth for truth, _ in patients]
+    return bool(np.diff(seen).min() > 0.08 and np.abs(np.subtract(seen, true)).max() < 0.2)
+
+
+def test_the_shipped_package_follows_the_truth(predictor: Predictor, patients: list[tuple[float, np.ndarray]]) -> None:
+    assert follows_truth(predictor, patients)
+
+
+def test_random_weights_do_not(predictor: Predictor, patients: list[tuple[float, np.ndarray]], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = BonePredictor(NetworkConfig())
+    torch.nn.init.normal_(network.head.weight, std=0.01)
+    network.target_mean.copy_(torch.tensor([1.0, 1.36]))
+    network.target_std.copy_(torch.tensor([0.2, 0.13]))
+    random = write_package(tmp_path / "random", predictor.package.manifest, network.tensors(), "# none\n")
+    assert not follows_truth(Predictor(random.path, "cpu"), patients)
+
+
+def test_every_vertebra_has_values_and_intervals(
+    predictor: Predictor, patients: list[tuple[float, np.ndarray]]
+) -> None:
+    predictions = predictor.predict(patients[2][1])
+    assert len(predictions) == len(LEVELS)
+    for one in predictions:
+        assert one.bmd_interval[0] < one.bmd_g_cm2 < one.bmd_interval[1]
+        assert one.tbs_interval[0] < one.tbs < one.tbs_interval[1]
+        assert 0.6 < one.tbs < 1.8
+    whole = predictor.patient(predictions)
+    assert whole.bmd_g_cm2 == pytest.approx(np.mean([one.bmd_g_cm2 for one in predictions]))
+    assert width(whole) <= width(predictions[0])  # a mean is surer than one vertebra
+
+
+def width(prediction: Prediction) -> float:
+    low, high = prediction.bmd_interval
+    return high - low
+
+
+def test_it_says_what_it_is(predictor: Predictor) -> None:
+    assert predictor.synthetic_only
+    assert predictor.name == "reference-0.1.0"
+    assert predictor.sha256 == ModelPackage.load(REFERENCE).sha256
+    assert predictor.device == "cpu"
+    size = sum(file.stat().st_size for file in REFERENCE.iterdir())
+    assert size < 50e6
+
+
+def test_the_same_answer_every_time(predictor: Predictor, patients: list[tuple[float, np.ndarray]]) -> None:
+    assert predictor.predict(patients[0][1]) == predictor.predict(patients[0][1])
+    assert predictor.predict([]) == []
+
+
+def test_an_altered_package_is_refused_by_file(tmp_path: Path) -> None:
+    for file in REFERENCE.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    card = tmp_path / "model_card.md"
+    card.write_text(card.read_text().replace("Investigational", "Approved"))
+    with pytest.raises(PackageError, match=r"model_card\.md"):
+        Predictor(tmp_path, "cpu")
+
+
+def test_no_hidden_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="cuda"):
+        find_device("cuda")
+    assert find_device("auto").type == "cpu"
+    with pytest.raises(DeviceError, match="not supported"):
+        find_device("mps")
+
+
+def test_no_vertebra_is_no_patient(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        predictor.patient([])

@@ -1,0 +1,466 @@
+"""Level safety: are these the right vertebrae, all of them, whole, and named beyond doubt?
+
+Everything downstream stands on the right vertebra being named, and a misnamed level looks perfectly healthy.
+So the names of a segmentation are held against anatomy (order, spacing, size, contiguity, the count between
+sacrum and thorax) and against a second opinion (the coarse network, at another resolution and over the whole
+CT). Numbering is "certain" only when two anchors agree and nothing contradicts them; otherwise "uncertain",
+with the reason in words. Truncated views never guess.
+
+Thresholds are approximations from general anatomy (Panjabi 1992, Berry 1987 for sizes), wide on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from models.crop import VertebraError, locate
+from service.domain.reasons import Code, Reason
+from service.domain.result import LEVELS, Anatomy, Heights, LevelAnatomy, Numbering
+from worker.segmentation.base import (
+    L1,
+    L5,
+    L6,
+    LEVEL_IDS,
+    S1,
+    SACRUM,
+    T10,
+    T12,
+    LabelArray,
+    Point,
+    Segmentation,
+)
+from worker.volume import Volume
+
+FloatArray = npt.NDArray[np.float64]
+
+# A vertebra with its processes, ml. L1-L4 of adults lie between about 25 and 80.
+VOLUME_ML = (12.0, 130.0)
+VOLUME_JUMP = 1.8  # between neighbours
+SPECK_ML = 4.0  # less than this of a vertebra above T12 says nothing
+# Distance between the centroids of neighbouring lumbar vertebrae (body height + disc), mm
+SPACING_MM = (20.0, 52.0)
+SPACING_JUMP = 1.45  # between neighbouring distances
+BODY_HEIGHT_MM = (10.0, 45.0)
+OPINION_MM = 20.0  # a level's centroid by the coarse network may lie this far off: less than half a level
+TOUCH_MM = 16.0  # neighbouring vertebrae are no further apart than a tall disc
+SOFT_HU = 30.0  # a vertebra whose mean lies below this is not bone
+BULK_SIGMA_MM = 6.0  # blur whose maximum is the body
+STUMP_MM = 5.0  # how near to the end of the CT a low vertebra counts as cut
+STRIP_MM = 8.0  # on either side of the midplane: where heights are measured
+FRACTURE_GRADE_2 = 0.25  # Genant 1993: loss of height from which a fracture is graded 2
+BODY_QUANTILES = (0.15, 0.50, 0.85)  # along the anterior-posterior line, DOMAIN.md
+NAMES: Mapping[int, str] = {
+    SACRUM: "sacrum", S1: "S1", L5: "L5", 28: "L4", 29: "L3", 30: "L2", L1: "L1", T12: "T12", 33: "T11", T10: "T10",
+    L6: "L6",
+}  # fmt: skip
+LUMBAR = (L1, 30, 29, 28, L5)  # from the top down
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one label looks like: lengths in mm, positions in LPS mm."""
+
+    label: int
+    centroid: FloatArray
+    body_centre: FloatArray
+    volume_ml: float
+    lowest: float  # along the patient's long axis
+    highest: float
+    cut: bool  # touches the first or last slice, or the side of the CT
+    hu_mean: float
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Why the numbering is not certain; and which anchors held."""
+
+    contradictions: tuple[str, ...]
+    anchors: tuple[str, ...]
+
+
+def assess(volume: Volume, segmentation: Segmentation) -> Anatomy:
+    """Level checks and body heights of one segmented CT; never raises for odd anatomy."""
+    shapes = measure_shapes(segmentation.labels, volume)
+    lumbar = [label for label in shapes if label in LUMBAR or label == L6]
+    if not lumbar:
+        return _no_spine(shapes)
+    doubts = _doubts(shapes, segmentation)
+    certain = not doubts.contradictions and len(doubts.anchors) >= 2
+    notes = [*doubts.contradictions]
+    if not certain and len(doubts.anchors) < 2:
+        held = " and ".join(doubts.anchors) or "none"
+        notes.append(f"Fewer than two anchors for the numbering ({held}).")
+    numbering = Numbering.CERTAIN if certain else Numbering.UNCERTAIN
+    levels = _levels(shapes, volume, segmentation.labels, notes)
+    refusals = []
+    outside = [name for name in LEVELS if not levels[name].in_view]
+    if outside:
+        refusals.append(Reason(Code.LEVEL_OUT_OF_VIEW, f"{', '.join(outside)} not wholly in the field of view."))
+    if not certain:
+        refusals.append(Reason(Code.LEVELS_UNCERTAIN, "The numbering of the levels is not certain: " + notes[0]))
+    return Anatomy(
+        levels=levels,
+        numbering=numbering,
+        lumbar_count=_lumbar_count(shapes),
+        notes=tuple(notes),
+        refusals=tuple(refusals),
+    )
+
+
+def _no_spine(shapes: Mapping[int, Shape]) -> Anatomy:
+    seen = ", ".join(NAMES.get(label, str(label)) for label in shapes)
+    text = f"No lumbar vertebra was found ({seen} only)." if seen else "No vertebra was found."
+    refusals = (
+        Reason(Code.NO_SPINE_FOUND, text),
+        Reason(Code.LEVEL_OUT_OF_VIEW, "L1-L4 are not in the field of view."),
+    )
+    levels = {name: LevelAnatomy(name, in_view=False) for name in LEVELS}
+    return Anatomy(levels, Numbering.UNCERTAIN, lumbar_count=None, notes=(text,), refusals=refusals)
+
+
+# -------------------------------------------------------------------------------------------------- numbering
+
+
+def _doubts(shapes: Mapping[int, Shape], segmentation: Segmentation) -> Doubts:
+    spine = _from_the_top(shapes)
+    contradictions = [
+        *_order_doubts(shapes, spine),
+        *_count_doubts(shapes, spine),
+        *_spacing_doubts(spine),
+        *_size_doubts(spine),
+        *_opinion_doubts(shapes, segmentation.second_opinion),
+    ]
+    return Doubts(tuple(contradictions), _anchors(shapes, segmentation.second_opinion))
+
+
+def _from_the_top(shapes: Mapping[int, Shape]) -> list[Shape]:
+    """Free vertebrae (no sacrum, no S1) from head to feet, by position."""
+    free = [shape for label, shape in shapes.items() if label not in (SACRUM, S1)]
+    return sorted(free, key=lambda shape: -float(shape.body_centre[2]))
+
+
+def _rank(label: int) -> int:
+    """Anatomical order from the feet up; a sixth lumbar body lies below L5."""
+    return {SACRUM: 0, S1: 1, L6: 2}.get(label, label - L5 + 3)
+
+
+def _order_doubts(shapes: Mapping[int, Shape], spine: list[Shape]) -> list[str]:
+    found = [shape.label for shape in spine]
+    doubts = []
+    if found != sorted(found, key=_rank, reverse=True):
+        names = " ".join(_name(label) for label in found)
+        doubts.append(f"The levels are not in anatomical order: {names}.")
+    backwards = [shape for shape in spine if not shape.cut and shape.body_centre[1] > shape.centroid[1]]
+    if len(backwards) > len(spine) / 2:
+        doubts.append("The spinous processes point forward: the CT may be turned or mirrored.")
+    high = [label for label in (SACRUM, S1) if label in shapes and spine]
+    high = [label for label in high if shapes[label].centroid[2] > spine[-1].body_centre[2]]
+    doubts.extend(f"The {_name(label)} does not lie below the lumbar spine." for label in high)
+    return doubts
+
+
+def _count_doubts(shapes: Mapping[int, Shape], spine: list[Shape]) -> list[str]:
+    ranks = [_rank(shape.label) for shape in spine if shape.label != L6]
+    doubts = []
+    missing = sorted(set(range(min(ranks, default=0), max(ranks, default=-1) + 1)) - set(ranks))
+    if missing:
+        doubts.append(
+            "Between the levels found, these are missing: " + ", ".join(_name(rank - 3 + L5) for rank in missing) + "."
+        )
+    if L6 in shapes:
+        doubts.append("There is a sixth lumbar body: the levels may be numbered from the top or from the bottom.")
+    elif _bounded(shapes) and (count := _lumbar_count(shapes)) is not None and count != 5:
+        doubts.append(
+            f"{count} lumbar bodies between thorax and sacrum instead of 5: a transitional vertebra is possible."
+        )
+    if _has_sacrum(shapes) and spine and (gap := _gap_to_sacrum(shapes, spine[-1])) > TOUCH_MM:
+        doubts.append(f"{gap:.0f} mm between the lowest vertebra found and the sacrum: one may be missing.")
+    if _has_sacrum(shapes) and spine and spine[-1].label not in (L5, L6):
+        doubts.append(f"Right above the sacrum lies {_name(spine[-1].label)}, not L5.")
+    return doubts
+
+
+def _spacing_doubts(spine: list[Shape]) -> list[str]:
+    doubts = []
+    whole = _judged(spine)
+    steps = [float(np.linalg.norm(a.body_centre - b.body_centre)) for a, b in pairwise(whole)]
+    for (upper, lower), step in zip(pairwise(whole), steps, strict=True):
+        if not SPACING_MM[0] <= step <= SPACING_MM[1]:
+            doubts.append(f"{_name(upper.label)} and {_name(lower.label)} are {step:.0f} mm apart.")
+    for one, two in pairwise(steps):
+        if max(one, two) > SPACING_JUMP * min(one, two):
+            doubts.append(
+                f"Neighbouring levels are unevenly spaced ({one:.0f} and {two:.0f} mm): one may be missing or split."
+            )
+    return doubts
+
+
+def _size_doubts(spine: list[Shape]) -> list[str]:
+    doubts: list[str] = []
+    whole = _judged(spine)
+    for shape in whole:
+        if not VOLUME_ML[0] <= shape.volume_ml <= VOLUME_ML[1]:
+            doubts.append(f"{_name(shape.label)} has an implausible volume ({shape.volume_ml:.0f} ml).")
+        if shape.hu_mean < SOFT_HU:
+            doubts.append(f"{_name(shape.label)} is not bone (mean {shape.hu_mean:.0f} HU).")
+    for upper, lower in pairwise(whole):
+        small, large = sorted((upper.volume_ml, lower.volume_ml))
+        if large > VOLUME_JUMP * small:
+            doubts.append(
+                f"{_name(upper.label)} and {_name(lower.label)} differ too much in volume "
+                f"({small:.0f} and {large:.0f} ml)."
+            )
+    return doubts
+
+
+def _judged(spine: list[Shape]) -> list[Shape]:
+    """Whole vertebrae from T12 down: above it a network may be unsure without harm to L1-L4."""
+    return [shape for shape in spine if not shape.cut and _rank(shape.label) <= _rank(T12)]
+
+
+def _opinion_doubts(shapes: Mapping[int, Shape], opinion: Mapping[int, Point] | None) -> list[str]:
+    if opinion is None:
+        return []
+    doubts = []
+    for label in LUMBAR:
+        if label in shapes and not shapes[label].cut:
+            distance = _distance(shapes[label], opinion.get(label))
+            if distance is None:
+                doubts.append(f"The coarse network does not see {_name(label)}.")
+            elif distance > OPINION_MM:
+                doubts.append(f"The coarse network places {_name(label)} {distance:.0f} mm away.")
+    if L6 in opinion and L6 not in shapes:
+        doubts.append("The coarse network sees a sixth lumbar body.")
+    return doubts
+
+
+def _anchors(shapes: Mapping[int, Shape], opinion: Mapping[int, Point] | None) -> tuple[str, ...]:
+    """The facts that fix the numbering, each on its own; two are needed."""
+    anchors = []
+    if _has_sacrum(shapes) and L5 in shapes and _gap_to_sacrum(shapes, shapes[L5]) <= TOUCH_MM:
+        anchors.append("the sacrum right below L5")
+    if T12 in shapes and L1 in shapes and shapes[T12].lowest - shapes[L1].highest <= TOUCH_MM and opinion is None:
+        anchors.append("T12 right above L1")
+    if opinion is not None:
+        agreeing = [label for label in LUMBAR if label in shapes and _agrees(shapes[label], opinion)]
+        sacrum_seen = SACRUM in opinion or S1 in opinion
+        if len(agreeing) >= 4 and sacrum_seen:
+            anchors.append("the coarse network's own numbering")
+    return tuple(anchors)
+
+
+def _agrees(shape: Shape, opinion: Mapping[int, Point]) -> bool:
+    distance = _distance(shape, opinion.get(shape.label))
+    return distance is not None and distance <= OPINION_MM
+
+
+def _distance(shape: Shape, point: Point | None) -> float | None:
+    return None if point is None else float(np.linalg.norm(shape.centroid - np.array(point)))
+
+
+def _has_sacrum(shapes: Mapping[int, Shape]) -> bool:
+    return SACRUM in shapes or S1 in shapes
+
+
+def _gap_to_sacrum(shapes: Mapping[int, Shape], shape: Shape) -> float:
+    """From the lower end of a vertebra to the top of the sacrum, mm along the patient; negative where they
+    interlock.
+    """
+    top = max(shapes[label].highest for label in (SACRUM, S1) if label in shapes)
+    return shape.lowest - top
+
+
+def _bounded(shapes: Mapping[int, Shape]) -> bool:
+    """Both ends of the lumbar spine are seen: a thoracic vertebra above, the sacrum below."""
+    return _has_sacrum(shapes) and any(T12 <= label <= T10 for label in shapes)
+
+
+def _lumbar_count(shapes: Mapping[int, Shape]) -> int | None:
+    """Lumbar bodies found; None where an end of the lumbar spine is out of view or the names are out of order."""
+    if not _bounded(shapes) or _order_doubts(shapes, _from_the_top(shapes)):
+        return None
+    return sum(label in LUMBAR or label == L6 for label in shapes)
+
+
+def _name(label: int) -> str:
+    return NAMES.get(label, f"label {label}")
+
+
+# ----------------------------------------------------------------------------------------------------- levels
+
+
+def _levels(
+    shapes: Mapping[int, Shape], volume: Volume, labels: LabelArray, notes: list[str]
+) -> dict[str, LevelAnatomy]:
+    """Each of L1-L4 with its heights and exclusions; `notes` takes what stays below an exclusion."""
+    seen = {name: shapes[label] for name, label in LEVEL_IDS.items() if label in shapes and not shapes[label].cut}
+    measured = {name: body_heights(labels, volume, LEVEL_IDS[name]) for name in seen}
+    heights = {name: found for name, found in measured.items() if found is not None}
+    step_mm = max(volume.spacing_mm)
+    levels = {}
+    for name in LEVELS:
+        exclusions: list[Reason] = []
+        if name in seen and (implausible := _implausible(name, seen[name], heights.get(name))) is not None:
+            exclusions.append(implausible)
+        elif name in heights:
+            fracture, note = _fracture(name, heights, step_mm)
+            exclusions.extend([fracture] if fracture else [])
+            notes.extend([note] if note else [])
+        levels[name] = LevelAnatomy(name, name in seen, tuple(exclusions), heights.get(name))
+    return levels
+
+
+def _implausible(name: str, shape: Shape, heights: Heights | None) -> Reason | None:
+    if not VOLUME_ML[0] <= shape.volume_ml <= VOLUME_ML[1]:
+        return Reason(Code.IMPLAUSIBLE_SHAPE, f"{name} has an implausible volume ({shape.volume_ml:.0f} ml).")
+    if heights is None or not BODY_HEIGHT_MM[0] <= _mean_height(heights) <= BODY_HEIGHT_MM[1]:
+        return Reason(Code.IMPLAUSIBLE_SHAPE, f"No plausible vertebral body was found in {name}.")
+    return None
+
+
+def measure_shapes(labels: LabelArray, volume: Volume) -> dict[int, Shape]:
+    """Position, size and heights of every vertebra in a label map."""
+    shapes = {}
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None or not (SACRUM <= label <= 50 or label == L6):
+            continue
+        mask = labels[box] == label
+        shape = _shape(label, mask, box, volume)
+        if label <= T12 or label == L6 or shape.volume_ml >= SPECK_ML:
+            shapes[label] = shape
+    return _with_stumps(shapes, labels, volume)
+
+
+def _with_stumps(shapes: dict[int, Shape], labels: LabelArray, volume: Volume) -> dict[int, Shape]:
+    """Mark vertebrae that end just short of the CT's end and are much lower than the others: they are cut too."""
+    along = int(np.argmax(np.abs(volume.affine[2, :3])))
+    ends = [_lps(volume, _on_axis(along, index, np.zeros(3)))[2] for index in (0, labels.shape[along] - 1)]
+    low, high = sorted(float(end) for end in ends)
+    near = max(STUMP_MM, 2.0 * volume.spacing_mm[along])
+    extents = [shape.highest - shape.lowest for label, shape in shapes.items() if label not in (SACRUM, S1)]
+    usual = float(np.median(extents)) if extents else 0.0
+    marked = {}
+    for label, shape in shapes.items():
+        at_end = shape.highest > high - near or shape.lowest < low + near
+        marked[label] = replace(shape, cut=shape.cut or (at_end and shape.highest - shape.lowest < 0.8 * usual))
+    return marked
+
+
+def _shape(label: int, mask: npt.NDArray[np.bool_], box: tuple[slice, ...], volume: Volume) -> Shape:
+    start = np.array([part.start for part in box])
+    voxels = np.argwhere(mask)
+    centroid = _lps(volume, voxels.mean(axis=0) + start)
+    along = int(np.argmax(np.abs(volume.affine[2, :3])))  # the array axis that runs feet to head
+    step = volume.spacing_mm[along]
+    ends = [box[along].start, box[along].stop - 1]
+    height = sorted(float(_lps(volume, _on_axis(along, end, voxels.mean(axis=0) + start))[2]) for end in ends)
+    voxel_ml = float(abs(np.linalg.det(volume.affine[:3, :3]))) / 1000.0
+    return Shape(
+        label=label,
+        centroid=centroid,
+        body_centre=_lps(volume, _bulk(mask, volume.spacing_mm) + start),
+        volume_ml=len(voxels) * voxel_ml,
+        lowest=height[0] - step / 2,
+        highest=height[1] + step / 2,
+        cut=_touches_edge(box, volume.hu.shape),
+        hu_mean=float(volume.hu[tuple(box)][mask].mean()),
+    )
+
+
+def _on_axis(axis: int, index: float, voxel: FloatArray) -> FloatArray:
+    moved = voxel.copy()
+    moved[axis] = index
+    return moved
+
+
+def _lps(volume: Volume, voxel: FloatArray) -> FloatArray:
+    """(k, j, i) -> LPS mm."""
+    point: FloatArray = (volume.affine @ np.append(voxel, 1.0))[:3]
+    return point
+
+
+def _bulk(mask: npt.NDArray[np.bool_], spacing_mm: Sequence[float]) -> FloatArray:
+    """The bulkiest spot of a vertebra, which lies in its body: arches and processes are thin. (k, j, i) in
+    voxels.
+    """
+    padded = np.pad(mask.astype(np.float32), 2)
+    blurred = ndimage.gaussian_filter(padded, [BULK_SIGMA_MM / step for step in spacing_mm], mode="constant")
+    spot: FloatArray = np.argwhere(blurred > 0.9 * blurred.max()).mean(axis=0) - 2
+    return spot
+
+
+def _touches_edge(box: Sequence[slice], shape: Sequence[int]) -> bool:
+    return any(part.start <= 0 or part.stop >= length for part, length in zip(box, shape, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- heights
+
+
+def body_heights(labels: LabelArray, volume: Volume, label: int) -> Heights | None:
+    """Heights of one vertebral body in mm at 15, 50 and 85 % of its anterior-posterior line; None where no
+    body is found.
+
+    Measured in the vertebra's own frame (`models.crop.locate`) near its midplane, by the length of the
+    linearly interpolated mask along the superior axis, so that thick slices do not quantise it.
+    """
+    try:
+        vertebra = locate(labels, volume.affine, label)
+    except VertebraError:
+        return None
+    frame, affine = vertebra.frame, volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ np.array([part.start for part in vertebra.box], dtype=np.float64)
+    points = np.argwhere(vertebra.body) @ affine[:3, :3].T + affine[:3, 3]
+    local = frame.from_lps(points)  # left, posterior, superior
+    middle = local[np.abs(local[:, 0]) <= STRIP_MM]
+    if len(middle) < 20:
+        return None
+    front, back = np.percentile(middle[:, 1], [1, 99])
+    inverse = np.linalg.inv(affine)
+    mask = np.pad(vertebra.body.astype(np.float32), 1)
+    across, up = np.arange(-STRIP_MM, STRIP_MM + 0.1, 2.0), np.arange(-30.0, 30.1, 0.5)
+    heights = []
+    for quantile in BODY_QUANTILES:
+        depth = front + quantile * (back - front)
+        line = np.stack(np.meshgrid(across, [depth], up, indexing="ij"), axis=-1)[:, 0]  # [across, up, 3]
+        index = frame.to_lps(line) @ inverse[:3, :3].T + inverse[:3, 3] + 1.0
+        inside = ndimage.map_coordinates(mask, np.moveaxis(index, -1, 0), order=1)
+        heights.append(round(float(np.median(inside.sum(axis=1)) * 0.5), 1))
+    return Heights(anterior=heights[0], middle=heights[1], posterior=heights[2])
+
+
+def _fracture(name: str, heights: Mapping[str, Heights], step_mm: float) -> tuple[Reason | None, str | None]:
+    """An exclusion where the loss of height exceeds grade 2 beyond the measurement's own error; else perhaps
+    a note.
+
+    Half a slice is the error of one height, so of a ratio about 0.7 of a slice over the height.
+    """
+    own = heights[name]
+    if own.anterior is None or own.middle is None or own.posterior is None:
+        return None, None
+    others = [h for other, h in heights.items() if other != name and abs(int(other[1]) - int(name[1])) == 1]
+    tall = max(own.posterior, own.middle, own.anterior)
+    losses = {"wedge": 1 - min(own.anterior, own.posterior) / tall, "biconcave": 1 - own.middle / tall}
+    means = [_mean_height(h) for h in others]
+    if means:
+        losses["crush"] = 1 - _mean_height(own) / (sum(means) / len(means))
+    kind, loss = max(losses.items(), key=lambda item: item[1])
+    error = 0.7 * step_mm / max(tall, 1.0)
+    if loss - error >= FRACTURE_GRADE_2:
+        text = f"{name} has lost {loss:.0%} of its height ({kind}), beyond the error of {error:.0%}."
+        return Reason(Code.FRACTURE, text), None
+    if loss >= FRACTURE_GRADE_2:
+        return (
+            None,
+            f"{name}: {loss:.0%} less height ({kind}), give or take {error:.0%}: not excluded.",
+        )
+    return None, None
+
+
+def _mean_height(heights: Heights) -> float:
+    return sum(h or 0.0 for h in (heights.anterior, heights.middle, heights.posterior)) / 3

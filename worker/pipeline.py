@@ -1,0 +1,222 @@
+"""One CT through the method: volume -> vertebrae -> anatomy -> crops -> prediction and attenuation -> pictures.
+
+Composes the rooms of `worker` and `models`; knows no queue and no database. The referral decision is not made
+here: `service.domain.referral.decide` reads what this measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from models.attenuation import Attenuation, disc_attenuation
+from models.crop import SagittalSlabs, Vertebra, VertebraError, locate, sagittal_slabs
+from service.domain.reasons import Code, Reason
+from service.domain.result import (
+    LEVELS,
+    Anatomy,
+    LevelAnatomy,
+    LevelMeasurement,
+    Measurements,
+    Provenance,
+)
+from service.settings import Settings
+from service.version import software_version
+from worker import anatomy as anatomy_room
+from worker import pictures
+from worker.predict import Prediction, Predictor
+from worker.segmentation import Segmentation, Segmenter, load_segmenter
+from worker.volume import Volume, load_dicom
+
+LABEL_IDS: Mapping[str, int] = {"L1": 31, "L2": 30, "L3": 29, "L4": 28}
+NEIGHBOURS = 3  # slabs kept per vertebra: the middle one and one 5 mm to either side
+
+
+class ScreenInput(Protocol):
+    """What the job hands over: the spool's files and a folder for pictures."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
+    @property
+    def artefacts_dir(self) -> Path: ...
+
+
+@dataclass
+class Stopwatch:
+    """Seconds per stage, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to the stage `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One level that was located and cut."""
+
+    level: str
+    vertebra: Vertebra
+    slabs: SagittalSlabs
+    attenuation: Attenuation
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The resident segmenter and predictor; `run` takes one CT through them."""
+
+    segmenter: Segmenter
+    predictor: Predictor
+    device: str
+
+    @classmethod
+    def load(cls, settings: Settings, package: Path, segmenter: Segmenter | None = None) -> Pipeline:
+        """Load both networks once; weights are verified before anything runs.
+
+        Raises:
+            WeightsError, PackageError: a file is missing or altered; the message names it.
+        """
+        segmenter = segmenter or load_segmenter(weights_in_force(settings), settings.device)
+        predictor = Predictor(package, settings.device)
+        return cls(segmenter, predictor, predictor.device)
+
+    def screen(self, request: ScreenInput) -> Measurements:
+        """Measure the CT in the spool's files (the worker's screen function)."""
+        watch = Stopwatch()
+        with watch.stage("read"):
+            volume = load_dicom(request.paths)
+        return self.run(volume, request.artefacts_dir, watch)[0]
+
+    def run(
+        self, volume: Volume, artefacts_dir: Path, watch: Stopwatch | None = None
+    ) -> tuple[Measurements, Segmentation]:
+        """Measure one volume and write its pictures; every refusal is a value in the answer."""
+        watch = watch or Stopwatch()
+        with watch.stage("segment"):
+            segmentation = self.segmenter.segment(volume)
+        watch.seconds.update({f"segment.{name}": value for name, value in segmentation.timings_s.items()})
+        with watch.stage("anatomy"):
+            anatomy = anatomy_room.assess(volume, segmentation)
+        with watch.stage("crop"):
+            found, lost = _cut(volume, segmentation, anatomy)
+        with watch.stage("predict"):
+            predictions = self._predict(found)
+        with watch.stage("pictures"):
+            pictures.write(artefacts_dir, volume, segmentation.labels, [(f.level, f.vertebra) for f in found])
+        levels = _levels(anatomy, found, lost, predictions)
+        patient = self._patient([predictions[name] for name, level in levels.items() if level.valid])
+        measurements = Measurements(
+            levels=levels,
+            anatomy=anatomy,
+            provenance=self._provenance(segmentation),
+            model_synthetic_only=self.predictor.synthetic_only,
+            patient_bmd_interval=_rounded_pair(patient.bmd_interval, 4) if patient else None,
+            patient_tbs_interval=_rounded_pair(patient.tbs_interval, 4) if patient else None,
+            refusals=anatomy.refusals,
+            timings_s=watch.seconds,
+        )
+        return measurements, segmentation
+
+    def _predict(self, found: list[Found]) -> dict[str, Prediction]:
+        if not found:
+            return {}
+        predictions = self.predictor.predict([one.slabs for one in found])
+        return {one.level: prediction for one, prediction in zip(found, predictions, strict=True)}
+
+    def _patient(self, valid: list[Prediction]) -> Prediction | None:
+        """The mean over the valid levels: its interval is narrower than a single vertebra's."""
+        return self.predictor.patient(valid) if valid else None
+
+    def _provenance(self, segmentation: Segmentation) -> Provenance:
+        return Provenance(
+            software=software_version(),
+            model=self.predictor.name,
+            model_sha256=self.predictor.sha256,
+            segmenter=segmentation.segmenter,
+            segmenter_sha256=segmentation.sha256,
+            device=self.device,
+        )
+
+
+def weights_in_force(settings: Settings) -> Path | None:
+    """The site's segmentation weights where it has some, else None: the built-in networks."""
+    if settings.weights_dir is not None:
+        return settings.weights_dir
+    imported = settings.data_dir / "weights"
+    return imported if any(imported.glob("Dataset*")) else None
+
+
+def _cut(volume: Volume, segmentation: Segmentation, anatomy: Anatomy) -> tuple[list[Found], dict[str, Reason]]:
+    """Cut every level that is in view; one that cannot be cut is excluded with its cause."""
+    found: list[Found] = []
+    lost: dict[str, Reason] = {}
+    for level, label_id in LABEL_IDS.items():
+        if not anatomy.levels[level].in_view:
+            continue
+        try:
+            found.append(_cut_level(volume, segmentation, level, label_id))
+        except VertebraError as error:
+            lost[level] = Reason(Code.LEVEL_NOT_MEASURABLE, f"{level} could not be measured: {error}.")
+    return found, lost
+
+
+def _cut_level(volume: Volume, segmentation: Segmentation, level: str, label_id: int) -> Found:
+    vertebra = locate(segmentation.labels, volume.affine, label_id)
+    grid = (volume.hu, volume.affine, segmentation.labels, label_id)
+    slabs = sagittal_slabs(*grid, n=NEIGHBOURS, vertebra=vertebra)
+    return Found(level, vertebra, slabs, disc_attenuation(*grid, vertebra=vertebra))
+
+
+def _levels(
+    anatomy: Anatomy,
+    found: list[Found],
+    lost: Mapping[str, Reason],
+    predictions: Mapping[str, Prediction],
+) -> dict[str, LevelMeasurement]:
+    by_level = {one.level: one for one in found}
+    return {
+        level: _level(anatomy.levels[level], by_level.get(level), lost.get(level), predictions.get(level))
+        for level in LEVELS
+    }
+
+
+def _level(
+    seen: LevelAnatomy, found: Found | None, lost: Reason | None, prediction: Prediction | None
+) -> LevelMeasurement:
+    exclusions = seen.exclusions + ((lost,) if lost else ())
+    if found is None or prediction is None:
+        return LevelMeasurement(seen.level, seen.in_view, exclusions, heights=seen.heights)
+    low, high = found.attenuation.shift_range_hu
+    return LevelMeasurement(
+        level=seen.level,
+        in_view=seen.in_view,
+        exclusions=exclusions,
+        bmd_g_cm2=_rounded(prediction.bmd_g_cm2, 4),
+        bmd_interval=_rounded_pair(prediction.bmd_interval, 4),
+        tbs=_rounded(prediction.tbs, 4),
+        tbs_interval=_rounded_pair(prediction.tbs_interval, 4),
+        hu_mean=_rounded(found.attenuation.hu_mean, 2),
+        hu_roi_mm2=found.attenuation.roi_mm2,
+        hu_shift_range=(round(low, 2), round(high, 2)),
+        heights=seen.heights,
+    )
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(float(value), digits)
+
+
+def _rounded_pair(pair: tuple[float, float] | None, digits: int) -> tuple[float, float] | None:
+    return None if pair is None else (round(float(pair[0]), digits), round(float(pair[1]), digits))

@@ -1,0 +1,97 @@
+"""Slabs of a study -> BMD and TBS with 90 % intervals, by the network of one verified model package."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.crop import SagittalSlabs
+from models.inputs import InputConfig, network_input
+from models.package import ModelPackage
+from models.resnet50 import Floats, Precision, infer, load_network
+from service.domain.errors import OsteogateError
+
+
+class DeviceError(OsteogateError):
+    """The asked-for device is not there; nothing falls back to another one (RULES.md 10, 22)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Values of one vertebra, or of the mean over several, with their 90 % prediction intervals."""
+
+    bmd_g_cm2: float
+    bmd_interval: tuple[float, float]
+    tbs: float
+    tbs_interval: tuple[float, float]
+
+
+class Predictor:
+    """A resident network. Loading verifies every file of the package against its manifest.
+
+    fp32 is the default: four vertebrae take 0.17 s on one core (bf16 0.11 s, values then differ by 0.002 g/cm2).
+    """
+
+    def __init__(self, package_path: Path, device: str = "auto", precision: Precision = "fp32") -> None:
+        self.package = ModelPackage.load(package_path)
+        self._device = find_device(device)
+        self.precision = precision
+        self.input = InputConfig.from_dict(self.package.manifest.input)
+        self._network = load_network(self.package, self._device)
+
+    @property
+    def name(self) -> str:
+        return self.package.name
+
+    @property
+    def device(self) -> str:
+        """Where it really runs: "cpu" or "cuda"."""
+        return self._device.type
+
+    @property
+    def sha256(self) -> str:
+        return self.package.sha256
+
+    @property
+    def synthetic_only(self) -> bool:
+        return self.package.manifest.synthetic_only
+
+    def predict(self, slabs: Sequence[SagittalSlabs] | Floats) -> list[Prediction]:
+        """One Prediction per vertebra, from its slabs or from an array [vertebrae, slabs, size, size] HU."""
+        if len(slabs) == 0:
+            return []
+        stacked = slabs if isinstance(slabs, np.ndarray) else np.stack([one.hu for one in slabs])
+        pictures = network_input(stacked, self.input)
+        values = infer(self._network, pictures, device=self._device, precision=self.precision)
+        return [self._with_interval(float(bmd), float(tbs), levels=1) for bmd, tbs in values]
+
+    def patient(self, vertebrae: Sequence[Prediction]) -> Prediction:
+        """The mean over the patient's usable vertebrae, as in the paper, with that mean's own interval."""
+        if not vertebrae:
+            raise ValueError("a patient's value needs at least one vertebra")
+        bmd = float(np.mean([one.bmd_g_cm2 for one in vertebrae]))
+        tbs = float(np.mean([one.tbs for one in vertebrae]))
+        return self._with_interval(bmd, tbs, levels=len(vertebrae))
+
+    def _with_interval(self, bmd: float, tbs: float, *, levels: int) -> Prediction:
+        half = self.package.manifest.interval(levels)
+        return Prediction(
+            bmd,
+            (bmd - half.bmd_g_cm2, bmd + half.bmd_g_cm2),
+            tbs,
+            (tbs - half.tbs, tbs + half.tbs),
+        )
+
+
+def find_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one; a device asked for by name must be there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device 'cuda' was asked for, but PyTorch finds no CUDA device on this machine")
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r} is not supported: use auto, cpu or cuda")
+    return device
