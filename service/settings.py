@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -34,6 +36,39 @@ class Peer(BaseModel):
         return self.network is None or ip_address(address) in ip_network(self.network, strict=False)
 
 
+class Destination(BaseModel):
+    """Where results are sent: a DICOM node (C-STORE) or a DICOMweb service (STOW-RS)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")  # ours: stands in the outbox and on the pages
+    url: str  # dicom://AETITLE@host:port, or http(s)://[user:password@]host[:port]/path, secrets and all
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        parts = urlsplit(self.url)
+        if parts.scheme == "dicom":
+            if not (parts.username and len(unquote(parts.username)) <= 16 and parts.hostname and parts.port):
+                raise ValueError(f"destination {self.name}: dicom://AETITLE@host:port is needed")
+        elif parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"destination {self.name}: a dicom://, http:// or https:// address is needed")
+        return self
+
+    @property
+    def is_dicomweb(self) -> bool:
+        """STOW-RS rather than C-STORE."""
+        return not self.url.startswith("dicom:")
+
+    @property
+    def address(self) -> str:
+        """The address as people may see it: without user and password."""
+        parts = urlsplit(self.url)
+        if not self.is_dicomweb:
+            return self.url
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
 class Settings(BaseSettings):
     """The settings of one installation; see README, "Settings", for each one's meaning."""
 
@@ -51,7 +86,7 @@ class Settings(BaseSettings):
     dicom_host: str = "127.0.0.1"
     dicom_port: int = Field(default=11112, ge=0, le=65535)
     peers: Annotated[tuple[Peer, ...], NoDecode] = ()  # "AET@10.0.0.0/8,AET2"; empty: any AE, loopback only
-    destinations: str = ""  # where results go: a later release
+    destinations: Annotated[tuple[Destination, ...], NoDecode] = ()  # "pacs=dicom://AET@10.0.0.5:4242,..."
     quiet_seconds: float = Field(default=30.0, gt=0)
     incomplete_patience_seconds: float = Field(default=300.0, gt=0)
 
@@ -77,14 +112,28 @@ class Settings(BaseSettings):
     web_host: str = "127.0.0.1"
     web_port: int = Field(default=8080, ge=0, le=65535)
 
+    # The outbox
+    delivery_retry_seconds: float = Field(default=10.0, gt=0)  # the first back-off; doubled by every failure
+    delivery_retry_ceiling_seconds: float = Field(default=3600.0, gt=0)
+    delivery_timeout_seconds: float = Field(default=60.0, gt=0)
+
     @model_validator(mode="before")
     @classmethod
-    def _parse_peers(cls, values: dict[str, object]) -> dict[str, object]:
-        peers = values.get("peers")
-        if isinstance(peers, str):
-            entries = [entry.strip() for entry in peers.split(",") if entry.strip()]
-            values = {**values, "peers": tuple(_peer(entry) for entry in entries)}
+    def _parse_lists(cls, values: dict[str, object]) -> dict[str, object]:
+        parsers: dict[str, Callable[[str], BaseModel]] = {"peers": _peer, "destinations": _destination}
+        for name, parse in parsers.items():
+            text = values.get(name)
+            if isinstance(text, str):
+                entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+                values = {**values, name: tuple(parse(entry) for entry in entries)}
         return values
+
+    @model_validator(mode="after")
+    def _destinations_have_names_of_their_own(self) -> Self:
+        names = [destination.name for destination in self.destinations]
+        if len(set(names)) != len(names):
+            raise ValueError("OSTEOGATE_DESTINATIONS names a destination twice")
+        return self
 
     @model_validator(mode="after")
     def _open_only_on_loopback(self) -> Self:
@@ -122,6 +171,13 @@ class Settings(BaseSettings):
     def results_dir(self) -> Path:
         """Where pictures and label maps of results are kept."""
         return self.data_dir.resolve() / "results"
+
+
+def _destination(entry: str) -> Destination:
+    name, equals, url = entry.partition("=")
+    if not equals:
+        raise ValueError(f"OSTEOGATE_DESTINATIONS: {entry!r} is not name=address")
+    return Destination(name=name.strip(), url=url.strip())
 
 
 def _peer(entry: str) -> Peer:

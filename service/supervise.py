@@ -139,12 +139,13 @@ class Installation:
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """The environment that makes a child process build these same settings."""
-    values = settings.model_dump(exclude_none=True, exclude={"peers"})
+    values = settings.model_dump(exclude_none=True, exclude={"peers", "destinations"})
     environment = {f"OSTEOGATE_{name.upper()}": str(value) for name, value in values.items()}
     environment["OSTEOGATE_DATA_DIR"] = str(settings.data_dir.resolve())
     environment["OSTEOGATE_PEERS"] = ",".join(
         peer.ae_title + (f"@{peer.network}" if peer.network else "") for peer in settings.peers
     )
+    environment["OSTEOGATE_DESTINATIONS"] = ",".join(f"{one.name}={one.url}" for one in settings.destinations)
     return environment
 
 

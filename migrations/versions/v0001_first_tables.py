@@ -1,4 +1,4 @@
-"""The first tables: studies, series, instances, jobs, results, referrals, and what was refused or done.
+"""The first tables: studies, series, instances, jobs, results, referrals, the outbox, and what was refused or done.
 
 Revision ID: 0001
 Revises:
@@ -141,6 +141,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String(length=64), nullable=False),
         sa.Column("study_id", sa.Integer(), nullable=False),
         sa.Column("series_id", sa.Integer(), nullable=False),
+        sa.Column("segmentation_id", sa.Integer(), nullable=True),
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -153,6 +154,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["segmentation_id"], ["instances.id"], name=op.f("fk_jobs_segmentation_id_instances")),
         sa.ForeignKeyConstraint(["series_id"], ["series.id"], name=op.f("fk_jobs_series_id_series")),
         sa.ForeignKeyConstraint(["study_id"], ["studies.id"], name=op.f("fk_jobs_study_id_studies")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
@@ -167,6 +169,7 @@ def upgrade() -> None:
         sa.Column("series_id", sa.Integer(), nullable=False),
         sa.Column("job_id", sa.Integer(), nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("run", sa.Integer(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("superseded", sa.Boolean(), nullable=False),
         sa.Column("document", sa.JSON(), nullable=False),
@@ -185,10 +188,52 @@ def upgrade() -> None:
     op.create_index(op.f("ix_results_category"), "results", ["category"], unique=False)
     op.create_index(op.f("ix_results_study_id"), "results", ["study_id"], unique=False)
     op.create_index(op.f("ix_results_superseded"), "results", ["superseded"], unique=False)
+    op.create_table(
+        "reports",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("result_id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.String(length=8), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("last_error", sa.Text(), nullable=True),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=True),
+        sa.Column("path", sa.Text(), nullable=True),
+        sa.Column("sha256", sa.String(length=64), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("made_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["result_id"], ["results.id"], name=op.f("fk_reports_result_id_results")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_reports")),
+        sa.UniqueConstraint("result_id", "kind", name=op.f("uq_reports_result_id")),
+    )
+    op.create_index(op.f("ix_reports_state"), "reports", ["state"], unique=False)
+    op.create_table(
+        "deliveries",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("report_id", sa.Integer(), nullable=False),
+        sa.Column("destination", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("token", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("last_error", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("delivered_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["report_id"], ["reports.id"], name=op.f("fk_deliveries_report_id_reports")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_deliveries")),
+        sa.UniqueConstraint("report_id", "destination", name=op.f("uq_deliveries_report_id")),
+    )
+    op.create_index(
+        "ix_deliveries_destination_state_due", "deliveries", ["destination", "state", "due_at"], unique=False
+    )
 
 
 def downgrade() -> None:
     """Go one version down."""
+    op.drop_index("ix_deliveries_destination_state_due", table_name="deliveries")
+    op.drop_table("deliveries")
+    op.drop_index(op.f("ix_reports_state"), table_name="reports")
+    op.drop_table("reports")
     op.drop_index(op.f("ix_results_superseded"), table_name="results")
     op.drop_index(op.f("ix_results_study_id"), table_name="results")
     op.drop_index(op.f("ix_results_category"), table_name="results")

@@ -68,6 +68,12 @@ class InstanceFacts:
     rescale_type: str | None = None
     lossy: bool = False  # LossyImageCompression 01 or a lossy transfer syntax
     synthetic: bool = False  # SyntheticData (0008,001C) YES
+    # Objects other than plain slices
+    frame_positions_lps_mm: tuple[Vector, ...] = ()  # enhanced CT: where each frame lies, in frame order
+    concatenation_uid: str | None = None  # a part of a larger multi-frame object (PS3.3 C.7.6.16.2.2.4)
+    segments: tuple[str, ...] = ()  # SEG: each segment's property type as "SCT:14293000"
+    referenced_series_uids: tuple[str, ...] = ()  # SEG: the series it was drawn on
+    own_output: bool = False  # a report or segmentation that Osteogate made
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready mapping; `from_json` reads it back to an equal value."""
@@ -81,4 +87,4 @@ class InstanceFacts:
 
 
 def _untuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_untuple(part) for part in value) if isinstance(value, list) else value

@@ -33,3 +33,19 @@ class ReferralState(StrEnum):
     ORDERED = "ordered"
     DXA_DONE = "dxa-done"
     DISMISSED = "dismissed"
+
+
+class ReportState(StrEnum):
+    """A DICOM object (SR or SEG) that is to be made of a result."""
+
+    WAITING = "waiting"  # to be made
+    MADE = "made"  # lies in the results folder; its deliveries stand in the outbox
+    FAILED = "failed"  # cannot be made; the error says why
+
+
+class DeliveryState(StrEnum):
+    """One object on its way to one destination."""
+
+    WAITING = "waiting"  # due now or after its back-off
+    SENDING = "sending"  # held by one courier until its lease runs out
+    DELIVERED = "delivered"

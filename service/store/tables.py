@@ -19,7 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from service.domain.states import JobState, ReferralState, StudyState
+from service.domain.states import DeliveryState, JobState, ReferralState, ReportState, StudyState
 
 NAMING = {
     "ix": "ix_%(column_0_label)s",
@@ -172,6 +172,7 @@ class JobRow(Table):
     key: Mapped[str] = mapped_column(String(64), unique=True)  # sha256 of (series, instance-set hash, model)
     study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
     series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
+    segmentation_id: Mapped[int | None] = mapped_column(ForeignKey("instances.id"))  # a supplied SEG of the study
     revision: Mapped[int]
     state: Mapped[str] = mapped_column(String(16), default=JobState.WAITING.value)
     attempts: Mapped[int] = mapped_column(default=0)
@@ -201,6 +202,7 @@ class ResultRow(Table):
     series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), unique=True)
     revision: Mapped[int]
+    run: Mapped[int] = mapped_column(default=0)  # counts repeated measurements of one revision
     attempt: Mapped[int]
     superseded: Mapped[bool] = mapped_column(default=False, index=True)
     document: Mapped[dict[str, Any]]  # result.json
@@ -213,6 +215,55 @@ class ResultRow(Table):
 
     study: Mapped[StudyRow] = relationship(back_populates="results")
     series: Mapped[SeriesRow] = relationship()
+    reports: Mapped[list[ReportRow]] = relationship(back_populates="result", order_by="ReportRow.id")
+
+
+class ReportRow(Table):
+    """One DICOM object of one result (SEG or SR): promised in the result's transaction, made by the steward."""
+
+    __tablename__ = "reports"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    result_id: Mapped[int] = mapped_column(ForeignKey("results.id"))
+    kind: Mapped[str] = mapped_column(String(8))  # SEG, SR
+    state: Mapped[str] = mapped_column(String(16), default=ReportState.WAITING.value, index=True)
+    attempts: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime]
+    last_error: Mapped[str | None] = mapped_column(Text)
+    sop_instance_uid: Mapped[str | None] = mapped_column(String(64))
+    path: Mapped[str | None] = mapped_column(Text)  # relative to the results folder
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+    made_at: Mapped[datetime | None]
+
+    result: Mapped[ResultRow] = relationship(back_populates="reports")
+    deliveries: Mapped[list[DeliveryRow]] = relationship(back_populates="report", order_by="DeliveryRow.id")
+
+    __table_args__ = (UniqueConstraint("result_id", "kind"),)
+
+
+class DeliveryRow(Table):
+    """The outbox: one object for one destination, kept until that destination has said that it holds it."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[int] = mapped_column(ForeignKey("reports.id"))
+    destination: Mapped[str] = mapped_column(String(64))  # its name in the settings
+    state: Mapped[str] = mapped_column(String(16), default=DeliveryState.WAITING.value)
+    attempts: Mapped[int] = mapped_column(default=0)  # since the last success or resend
+    token: Mapped[int] = mapped_column(default=0)  # fencing token: raised by every claim
+    due_at: Mapped[datetime]  # waiting: when to try (again); sending: when the lease runs out
+    last_error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    delivered_at: Mapped[datetime | None]
+
+    report: Mapped[ReportRow] = relationship(back_populates="deliveries")
+
+    __table_args__ = (
+        UniqueConstraint("report_id", "destination"),
+        Index("ix_deliveries_destination_state_due", "destination", "state", "due_at"),
+    )
 
 
 class ReferralRow(Table):

@@ -306,6 +306,7 @@ _BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "bool": st.booleans(),
     "tuple[str, ...]": st.lists(st.text(max_size=8), max_size=3).map(tuple),
     "Vector | None": _ODD_VECTORS,
+    "tuple[Vector, ...]": st.lists(st.tuples(*[st.floats()] * 3), max_size=3).map(tuple),
     "tuple[float, float] | None": st.none() | st.tuples(st.floats(), st.floats()),
 }
 
