@@ -3,7 +3,7 @@
     OsteogateError
     └── ConfigurationError        what a site gave us cannot be used; nothing starts with it
         ├── PolicyError           a policy file: unknown key, wrong type, impossible value (`key` names it)
-        └── ReferenceDataError    the reference table (`references.toml`) is absent or damaged
+        └── ReferenceDataError    a file of young-adult references is absent or damaged
 
 Refusing a CT is not an error: it is a `Verdict` or a `Decision` with reasons. Other rooms hang their own
 errors (broken input, broken state, absent peers) below `OsteogateError`.

@@ -14,18 +14,21 @@ import hashlib
 import json
 import re
 import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
-from service.domain.bone import load_references
-from service.domain.errors import PolicyError, ReferenceDataError
+from service.domain.bone import Reference, References, load_references, misfits
+from service.domain.criteria import PROFILES, YOSHIDA, YOSHIDA_2023, CriteriaProfile
+from service.domain.errors import PolicyError
 
-YOSHIDA = "Yoshida 2023, doi 10.1097/RCT.0000000000001437 [S]"
 UNVERIFIED = "[K] unverified"
 PICKHARDT = "Pickhardt; Jang 2019 norms [S/K]: for the site to verify"
 
 KERNEL_PATTERN = re.compile(r"(?P<low>[A-Za-z]+[0-9]+)-(?P<high>[A-Za-z]+[0-9]+)|[A-Za-z0-9_+ ]+")
 _LETTERS_AND_NUMBER = re.compile(r"([a-z]+)([0-9]+)")
+
+
+_NOT_IN_THE_FILE = {"source": "worked out from the file"}
 
 
 def _threshold(
@@ -143,8 +146,18 @@ class EligibilityPolicy:
 class ReferralPolicy:
     """How measured values become a decision."""
 
-    percent_yam_osteoporosis: float = _threshold(70.0, unit="% YAM", source=YOSHIDA, low=40, high=100)
-    percent_yam_osteopenia: float = _threshold(80.0, unit="% YAM", source=YOSHIDA, low=40, high=110)
+    criteria: str = _threshold(
+        YOSHIDA_2023.name,
+        unit="criteria profile",
+        source=f"{YOSHIDA}; the others: service.domain.criteria",
+        choices=tuple(PROFILES),
+    )
+    reference_female: str = _threshold(
+        "",
+        unit="key of a reference",
+        source="the site: the young-adult reference for women that it verified for its own DXA device and population",
+    )
+    reference_male: str = _threshold("", unit="key of a reference", source="the site: the same for men")
     percent_yam_margin: float = _threshold(
         5.0,
         unit="% YAM",
@@ -190,29 +203,32 @@ class ReferralPolicy:
         unit="yes or no",
         source="the site: set only after the active model passed its evaluation on this site's own patients",
     )
-    verified_references: tuple[str, ...] = _threshold(
-        (),
-        unit="keys of references.toml",
-        source="the site: young-adult references that it checked for its own DXA device and population",
-    )
+
+    @property
+    def profile(self) -> CriteriaProfile:
+        """The criteria in force."""
+        return PROFILES[self.criteria]
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The whole rule book of one installation; `label` names it in every result."""
 
-    name: str = _threshold("YOSHIDA_2023", unit="name", source="ours, after the paper whose cuts it holds")
     version: int = _threshold(1, unit="version", source="ours", low=1, high=10_000)
     eligibility: EligibilityPolicy = EligibilityPolicy()
     referral: ReferralPolicy = ReferralPolicy()
+    references: tuple[Reference, ...] = field(default=(), metadata=_NOT_IN_THE_FILE)  # for real patients, as chosen
 
     @property
     def label(self) -> str:
-        """ "YOSHIDA_2023 v1"; with a fingerprint behind it where a site changed any threshold."""
-        plain = f"{self.name} v{self.version}"
-        if (self.eligibility, self.referral) == (EligibilityPolicy(), ReferralPolicy()):
-            return plain
-        return f"{plain}, site {_fingerprint(self)}"
+        """ "YOSHIDA_2023 v1": the criteria; with a fingerprint behind it where a site changed anything else."""
+        plain = f"{self.referral.criteria} v{self.version}"
+        as_shipped = Policy(version=self.version, referral=ReferralPolicy(criteria=self.referral.criteria))
+        return plain if self == as_shipped else f"{plain}, site {_fingerprint(self)}"
+
+    def reference_for(self, sex: str) -> Reference | None:
+        """The reference that the site chose for real patients of this sex; None where it chose none."""
+        return next((reference for reference in self.references if reference.sex == sex), None)
 
 
 DEFAULT_POLICY = Policy()
@@ -246,27 +262,35 @@ def _thresholds(section: Any, prefix: str) -> list[Threshold]:
 
 def _fingerprint(policy: Policy) -> str:
     values = {threshold.path: threshold.value for threshold in thresholds(policy)}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    values["references"] = [asdict(reference) for reference in policy.references]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 # Reading a site's file
 
 
-def load_policy(toml_text: str) -> Policy:
-    """The default policy with a site's changes; PolicyError names the first key that cannot be used."""
+def load_policy(toml_text: str, references: References | None = None) -> Policy:
+    """The default policy with a site's changes.
+
+    Args:
+        toml_text: the site's file.
+        references: those that it may choose from; None: the ones that ship with Osteogate.
+
+    Raises:
+        PolicyError: it names the first key that cannot be used.
+    """
     try:
         given = tomllib.loads(toml_text)
     except tomllib.TOMLDecodeError as error:
         raise PolicyError("", f"not valid TOML: {error}") from None
     policy: Policy = _override(DEFAULT_POLICY, given, "")
     _check_order(policy)
-    _check_references(policy)
-    return policy
+    return replace(policy, references=_chosen_references(policy.referral, references or load_references()))
 
 
 def _override(section: Any, given: dict[str, Any], prefix: str) -> Any:
     """A copy of one section with the given entries in place of its own."""
-    known = {entry.name: entry for entry in fields(section)}
+    known = {entry.name: entry for entry in fields(section) if entry.metadata is not _NOT_IN_THE_FILE}
     changes: dict[str, Any] = {}
     for name, value in given.items():
         key = prefix + name
@@ -294,7 +318,8 @@ def _checked(key: str, value: Any, current: Any, limits: Any) -> Any:
         number = _of_type(key, value, (int, float), "a number")
         return float(_within(key, number, limits))
     if isinstance(current, str):
-        return _chosen(key, _of_type(key, value, str, "a text"), limits["choices"])
+        word = _of_type(key, value, str, "a text")
+        return word if word == current else _one_of(key, word, limits["choices"])
     words = _of_type(key, value, list, "a list of texts")
     return tuple(_of_type(key, word, str, "a list of texts") for word in words)
 
@@ -313,7 +338,7 @@ def _within(key: str, number: float, limits: Any) -> float:
     return number
 
 
-def _chosen(key: str, word: str, choices: tuple[str, ...]) -> str:
+def _one_of(key: str, word: str, choices: tuple[str, ...]) -> str:
     if choices and word not in choices:
         raise PolicyError(key, f"must be one of {', '.join(choices)}, not {word!r}")
     if not word.strip():
@@ -336,7 +361,6 @@ def _check_order(policy: Policy) -> None:
     pairs = [
         (eligibility, "eligibility", "slice_paper_thinnest_mm", "slice_best_mm"),
         (eligibility, "eligibility", "slice_best_mm", "slice_limit_mm"),
-        (referral, "referral", "percent_yam_osteoporosis", "percent_yam_osteopenia"),
         (referral, "referral", "hu_refer", "hu_no_flag"),
         (referral, "referral", "bmd_lowest_g_cm2", "bmd_highest_g_cm2"),
         (referral, "referral", "tbs_lowest", "tbs_highest"),
@@ -347,12 +371,27 @@ def _check_order(policy: Policy) -> None:
             raise PolicyError(f"{prefix}.{lower}", f"{low:g} must not be above {upper} ({high:g})")
 
 
-def _check_references(policy: Policy) -> None:
-    """A site can only vouch for a reference that is there: found at start, not on the first patient."""
-    try:
-        load_references().verified(policy.referral.verified_references)
-    except ReferenceDataError as error:
-        raise PolicyError("referral.verified_references", str(error)) from None
+def _chosen_references(policy: ReferralPolicy, at_hand: References) -> tuple[Reference, ...]:
+    """The references chosen for women and men: one that does not fit is refused at start, not on the first patient."""
+    wanted = {"F": ("reference_female", policy.reference_female), "M": ("reference_male", policy.reference_male)}
+    return tuple(
+        _chosen_reference(f"referral.{name}", key, sex, policy.profile, at_hand)
+        for sex, (name, key) in wanted.items()
+        if key
+    )
+
+
+def _chosen_reference(name: str, key: str, sex: str, profile: CriteriaProfile, at_hand: References) -> Reference:
+    reference = at_hand.named(key)
+    if reference is None:
+        known = ", ".join(entry.key for entry in at_hand.fitting(sex, profile.regions)) or "none"
+        raise PolicyError(name, f"no reference {key!r} is at hand; of this sex, for {profile.name}, there are: {known}")
+    against = list(misfits(reference, sex, profile.regions))
+    if not against and not reference.verified_by_site:
+        against = ["this site has not verified it (a file of its own in OSTEOGATE_REFERENCES_DIR says so)"]
+    if against:
+        raise PolicyError(name, f"{key} cannot be chosen under {profile.name}: {'; '.join(against)}")
+    return reference
 
 
 # Kernels

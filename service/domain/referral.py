@@ -12,17 +12,19 @@ The order of the questions:
 
    | driver | refer | indeterminate | no-flag |
    |---|---|---|---|
-   | network, % YAM | < 80 (< 70: osteoporosis range) | 80 to 85, interval reaching below 80 | otherwise |
+   | network, YOSHIDA_2023 | < 80 % YAM | 80 to 85 % YAM, interval reaching below 80 | otherwise |
+   | network, JSBMR_2012 | T < -1.0, or <= 70 % YAM | T from -1.0 and near it, interval reaching below | otherwise |
+   | network, WHO | T < -1.0 | T from -1.0 and near it, interval reaching below | otherwise |
    | attenuation, L1 | <= 110 HU | > 110 to 160 HU, or L1 not measured | > 160 HU |
 
    The margin of 5 % YAM is the least significant change of the DXA itself: that near to the cut, a value
-   whose interval reaches below it cannot be told from one below it. An absent interval counts as one that
-   does. TBS at or below 1.31 is a note: in the paper half of those so called are (PPV 52 %), too few to
-   refer on TBS alone; a site may set `tbs_effect` otherwise. A CT whose tags could not be checked never
-   gets a no-flag: unseen contrast medium raises attenuation.
+   whose interval reaches below it cannot be told from one below it (on the T scale the margin is the same
+   density). An absent interval counts as one that does. TBS at or below 1.31 is a note: in the paper half of
+   those so called are (PPV 52 %), too few to refer on TBS alone; a site may set `tbs_effect` otherwise. A CT
+   whose tags could not be checked never gets a no-flag: unseen contrast medium raises attenuation.
 
-These numbers are the defaults of `service.domain.policy`. Nothing here says "normal", nothing is a
-diagnosis.
+The criteria are values of `service.domain.criteria`, the other numbers the defaults of `service.domain.policy`.
+Nothing here says "normal", nothing is a diagnosis.
 """
 
 from __future__ import annotations
@@ -32,7 +34,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from service.domain.bone import Reference, References, load_references, percent_yam, t_score
+from service.domain.bone import (
+    DEVICE,
+    REGION,
+    REGION_LEVELS,
+    SEXES,
+    Reference,
+    ReferenceOrigin,
+    References,
+    load_references,
+    percent_yam,
+    t_score,
+)
+from service.domain.criteria import ARITHMETIC_DIGITS, CriteriaProfile, Cut, DensityRange, Scale
 from service.domain.eligibility import Verdict
 from service.domain.policy import Policy, ReferralPolicy
 from service.domain.reasons import Code, Reason
@@ -46,6 +60,7 @@ from service.domain.result import (
     Measurements,
     Numbering,
     PatientValues,
+    ReferenceUsed,
 )
 
 
@@ -87,8 +102,11 @@ def decide(
     *,
     references: References | None = None,
 ) -> Outcome:
-    """Judge one measured CT; without `references`, the table that ships with Osteogate counts."""
-    references = (references or load_references()).verified(policy.referral.verified_references)
+    """Judge one measured CT.
+
+    A digital patient is compared with the cohorts in `references` (None: those that ship with Osteogate), a real one
+    with the reference that the policy chose.
+    """
     against = _against(measurements, verdict)
     noted = _distinct((*against, *verdict.cautions, *_unchecked(patient, verdict)))
     if against or not verdict.eligible:
@@ -96,11 +114,12 @@ def decide(
     too_few = _too_few(measurements, policy.referral)
     if too_few:
         return _not_assessable(policy, patient, too_few, eligible=True, verdict_reasons=noted)
-    reference = references.reference_for(patient.sex, synthetic=patient.synthetic)
-    values, implausible = _patient_values(measurements, patient, reference, policy.referral)
+    values, implausible = _patient_values(measurements, patient, policy.referral)
+    reference = _reference_for(patient, policy, references or load_references())
+    values, reference = _related(values, measurements, reference, policy.referral)
     finding = _judge(measurements, values, patient, reference, policy.referral)
     reasons = _distinct((*finding.reasons, *implausible))
-    decision = Decision(finding.category, reasons, finding.driver, policy.label)
+    decision = Decision(finding.category, reasons, finding.driver, policy.label, policy.referral.criteria)
     return Outcome(True, noted, values, decision)
 
 
@@ -166,7 +185,7 @@ def _not_assessable(
     eligible: bool,
     verdict_reasons: tuple[Reason, ...],
 ) -> Outcome:
-    decision = Decision(Category.NOT_ASSESSABLE, reasons, Driver.NONE, policy.label)
+    decision = Decision(Category.NOT_ASSESSABLE, reasons, Driver.NONE, policy.label, policy.referral.criteria)
     return Outcome(eligible, verdict_reasons, PatientValues(synthetic=patient.synthetic), decision)
 
 
@@ -216,7 +235,7 @@ def _quantities(policy: ReferralPolicy) -> tuple[_Quantity, _Quantity, _Quantity
 
 
 def _patient_values(
-    measurements: Measurements, patient: PatientFacts, reference: Reference | Reason, policy: ReferralPolicy
+    measurements: Measurements, patient: PatientFacts, policy: ReferralPolicy
 ) -> tuple[PatientValues, tuple[Reason, ...]]:
     """Means over the valid levels, and what had to be left out of them."""
     valid, minimum = measurements.valid_levels(), policy.levels_minimum
@@ -234,11 +253,7 @@ def _patient_values(
         hu_mean=hu.mean(valid, minimum),
         levels_used=tuple(level.level for level in valid if leading.of(level) is not None),
     )
-    left_out = tuple(reason for quantity in (bmd, tbs, hu) for reason in quantity.implausible(valid))
-    if mean_bmd is None or isinstance(reference, Reason):
-        return values, left_out
-    percent, score = percent_yam(mean_bmd, reference), t_score(mean_bmd, reference)
-    return replace(values, percent_yam=percent, t_score=score), left_out
+    return values, tuple(reason for quantity in (bmd, tbs, hu) for reason in quantity.implausible(valid))
 
 
 def _interval(patient: Interval | None, levels: Sequence[Interval | None]) -> Interval | None:
@@ -254,6 +269,63 @@ def _interval(patient: Interval | None, levels: Sequence[Interval | None]) -> In
     return fmean(low for low, _ in given), fmean(high for _, high in given)
 
 
+# %YAM and T: the mean over the levels of the reference's region, never without the reference's authority
+
+
+def _reference_for(patient: PatientFacts, policy: Policy, references: References) -> Reference | Reason:
+    """The reference for this patient, or the reason why there is none; digital and real never share one."""
+    if patient.sex not in SEXES:
+        return _withheld("the patient's sex is not given as F or M")
+    if patient.synthetic:
+        wanted = f"{SEXES[patient.sex]}, {DEVICE}, {REGION}"
+        cohort = references.digital(patient.sex)
+        return cohort or _withheld(f"no digital young-adult cohort ({wanted}) has been made")
+    chosen = policy.reference_for(patient.sex)
+    if chosen and chosen.provenance is ReferenceOrigin.PUBLISHED and chosen.verified_by_site:
+        return chosen
+    regions = policy.referral.profile.regions
+    fitting = ", ".join(entry.key for entry in references.fitting(patient.sex, regions))
+    if fitting:
+        return _withheld(f"this site has verified and chosen no young-adult reference ({fitting} would fit)")
+    return _withheld(f"no reference at hand fits ({SEXES[patient.sex]}, {DEVICE}, {' or '.join(regions)})")
+
+
+def _withheld(why: str) -> Reason:
+    return Reason(Code.REFERENCE_WITHHELD, f"% YAM and T-score are withheld: {why}.")
+
+
+def _related(
+    values: PatientValues, measurements: Measurements, reference: Reference | Reason, policy: ReferralPolicy
+) -> tuple[PatientValues, Reference | Reason]:
+    """The values with %YAM and T where a reference is in force and enough levels of its region were measured."""
+    if isinstance(reference, Reason) or values.bmd_g_cm2 is None:
+        return values, reference
+    bmd, _, _ = _quantities(policy)
+    in_region = REGION_LEVELS[reference.region]
+    levels = [level for level in measurements.valid_levels() if level.level in in_region and bmd.of(level) is not None]
+    mean = bmd.mean(levels, policy.levels_minimum)
+    if mean is None:
+        few = f"{len(levels)} valid {'level' if len(levels) == 1 else 'levels'} of {reference.region}"
+        return values, _withheld(f"{reference.key} is for {reference.region}; {few}, {policy.levels_minimum} required")
+    names = tuple(level.level for level in levels)
+    # The model's own interval is of its patient mean; for other levels than those, the levels' bounds are taken.
+    same = names == values.levels_used
+    interval = values.bmd_interval if same else _interval(None, [level.bmd_interval for level in levels])
+    used = ReferenceUsed(
+        key=reference.key,
+        version=reference.version,
+        region=reference.region,
+        levels=names,
+        bmd_g_cm2=mean,
+        bmd_interval=interval,
+        mean_g_cm2=reference.mean_g_cm2,
+        sd_g_cm2=reference.sd_g_cm2,
+        text=reference.words,
+    )
+    percent, score = percent_yam(mean, reference), t_score(mean, reference)
+    return replace(values, percent_yam=percent, t_score=score, reference=used), reference
+
+
 # 2. Who decides?
 
 
@@ -266,7 +338,7 @@ def _judge(
 ) -> _Finding:
     """Let the driver of this kind of patient decide; what does not drive stands beside it as a note."""
     validated = patient.synthetic or (policy.network_gate_passed and not measurements.model_synthetic_only)
-    if patient.synthetic or (validated and isinstance(reference, Reference) and values.percent_yam is not None):
+    if patient.synthetic or (validated and isinstance(reference, Reference) and values.reference is not None):
         finding = _network_finding(values, reference, policy)
         notes = [_DIGITAL] if patient.synthetic else []
     else:
@@ -295,14 +367,13 @@ def _without_no_flag(finding: _Finding) -> _Finding:
 
 
 def _network_finding(values: PatientValues, reference: Reference | Reason, policy: ReferralPolicy) -> _Finding:
-    """%YAM against the cuts of the profile; TBS as the policy says."""
-    percent = values.percent_yam
+    """Density against the thresholds of the criteria; TBS as the policy says."""
     if isinstance(reference, Reason):
         return _Finding(Category.NOT_ASSESSABLE, (reference,), Driver.NONE)
-    if percent is None:
+    if values.reference is None:
         too_few = f"BMD could be measured in fewer than {policy.levels_minimum} levels."
         return _Finding(Category.NOT_ASSESSABLE, (Reason(Code.TOO_FEW_LEVELS, too_few),), Driver.NONE)
-    category, reason = _density(percent, _lower_percent(values, reference), policy)
+    category, reason = _density(values.reference, reference, policy)
     reasons = [reason]
     if values.tbs is not None and values.tbs <= policy.tbs_impaired:
         category = _with_impaired_tbs(category, policy)
@@ -315,30 +386,49 @@ def _network_finding(values: PatientValues, reference: Reference | Reason, polic
     return _Finding(category, tuple(reasons), Driver.NETWORK)
 
 
-def _lower_percent(values: PatientValues, reference: Reference) -> float:
-    """The lower bound of BMD in % YAM; without an interval it counts as low as can be."""
-    lower = values.bmd_interval[0] if values.bmd_interval else -math.inf
-    return percent_yam(lower, reference) if math.isfinite(lower) else -math.inf
+def _density(used: ReferenceUsed, reference: Reference, policy: ReferralPolicy) -> tuple[Category, Reason]:
+    """What BMD alone says, in the terms of the criteria."""
+    profile = policy.profile
+    found, cut = profile.range_of(used.bmd_g_cm2, reference)
+    measured = f"BMD {_told(cut.reading(used.bmd_g_cm2, reference), cut)}"
+    lower = used.bmd_interval[0] if used.bmd_interval else -math.inf  # no interval: it counts as low as can be
+    if found is not DensityRange.ABOVE:
+        category, code = Category.REFER, _RANGE_CODES[found]
+        text = f"{measured}, {cut.words} ({profile.name}): consider DXA."
+    elif _near(used.bmd_g_cm2, cut, reference, policy) and cut.met(lower, reference):
+        category, code = Category.INDETERMINATE, Code.BMD_NEAR_THRESHOLD
+        reach = _told(cut.reading(lower, reference), cut) if math.isfinite(lower) else None
+        interval = f"its interval reaches {reach}" if reach else "its interval is unknown"
+        text = f"{measured}, near the threshold of {cut.limit} ({profile.name}), and {interval}."
+    else:
+        category, code = Category.NO_FLAG, Code.BMD_ABOVE_THRESHOLDS
+        text = f"{measured}; the threshold for referral is {cut.limit} ({profile.name})."
+    return category, Reason(code, " ".join((text, *_history(used, reference, profile))))
 
 
-def _density(percent: float, lower_percent: float, policy: ReferralPolicy) -> tuple[Category, Reason]:
-    """What BMD alone says."""
-    osteoporosis, osteopenia = policy.percent_yam_osteoporosis, policy.percent_yam_osteopenia
-    measured = f"BMD {percent:.1f} % of the young adult mean"
-    if percent < osteoporosis:
-        text = f"{measured}, below {osteoporosis:g} %: consider DXA."
-        return Category.REFER, Reason(Code.BMD_OSTEOPOROSIS_RANGE, text)
-    if percent < osteopenia:
-        text = f"{measured}, below {osteopenia:g} %: consider DXA."
-        return Category.REFER, Reason(Code.BMD_OSTEOPENIA_RANGE, text)
-    if percent < osteopenia + policy.percent_yam_margin and lower_percent < osteopenia:
-        reach = (
-            f"its interval reaches {lower_percent:.1f} %" if math.isfinite(lower_percent) else "its interval is unknown"
-        )
-        text = f"{measured}, near the threshold of {osteopenia:g} %, and {reach}."
-        return Category.INDETERMINATE, Reason(Code.BMD_NEAR_THRESHOLD, text)
-    text = f"{measured}; the threshold for referral is {osteopenia:g} %."
-    return Category.NO_FLAG, Reason(Code.BMD_ABOVE_THRESHOLDS, text)
+_RANGE_CODES = {
+    DensityRange.OSTEOPOROSIS: Code.BMD_OSTEOPOROSIS_RANGE,
+    DensityRange.OSTEOPENIA: Code.BMD_OSTEOPENIA_RANGE,
+}
+
+
+def _near(bmd_g_cm2: float, cut: Cut, reference: Reference, policy: ReferralPolicy) -> bool:
+    """Nearer to the threshold than the DXA itself can tell apart."""
+    return cut.reading(bmd_g_cm2, reference) < cut.value + cut.margin(policy.percent_yam_margin, reference)
+
+
+def _history(used: ReferenceUsed, reference: Reference, profile: CriteriaProfile) -> tuple[str, ...]:
+    """What the criteria would count with a history that no CT tells: said, never assumed."""
+    said = profile.unknown_history(used.bmd_g_cm2, reference)
+    return () if said is None else (said,)
+
+
+def _told(reading: float, cut: Cut) -> str:
+    """The reading in words, with as many digits as it takes to tell it from the threshold."""
+    fewest = 1 if cut.scale is Scale.PERCENT_YAM else 2
+    enough = (digits for digits in range(fewest, ARITHMETIC_DIGITS) if round(reading, digits) != cut.value)
+    figure = f"{reading:.{fewest if reading == cut.value else next(enough, ARITHMETIC_DIGITS)}f}"
+    return f"{figure} % of the young adult mean" if cut.scale is Scale.PERCENT_YAM else f"T {figure}"
 
 
 def _with_impaired_tbs(category: Category, policy: ReferralPolicy) -> Category:

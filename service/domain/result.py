@@ -128,6 +128,21 @@ class Measurements:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceUsed:
+    """What stands behind %YAM and T: the young adults, and the density that was compared with them."""
+
+    key: str
+    version: str
+    region: str
+    levels: tuple[str, ...]  # the valid levels of the reference's region: BMD is their mean
+    bmd_g_cm2: float
+    bmd_interval: Interval | None
+    mean_g_cm2: float
+    sd_g_cm2: float
+    text: str  # the authority in words, verification included
+
+
+@dataclass(frozen=True, slots=True)
 class PatientValues:
     """The patient's values: means over the valid levels (the paper's definition)."""
 
@@ -140,16 +155,18 @@ class PatientValues:
     percent_yam: float | None = None
     t_score: float | None = None
     levels_used: tuple[str, ...] = ()
+    reference: ReferenceUsed | None = None  # present exactly where %YAM and T are
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The referral decision with every reason, who drove it, and the policy's name and version."""
+    """The referral decision with every reason, who drove it, the policy's label and the criteria in force."""
 
     category: Category
     reasons: tuple[Reason, ...]
     driver: Driver
     policy: str
+    criteria: str | None = None
 
 
 def result_document(
@@ -182,6 +199,7 @@ def result_document(
             "percent_yam": patient.percent_yam,
             "t_score": patient.t_score,
             "levels_used": list(patient.levels_used),
+            "reference": _reference_document(patient.reference),
         },
         "anatomy": {
             "lumbar_count": anatomy.lumbar_count,
@@ -195,6 +213,7 @@ def result_document(
             "reasons": [reason.as_dict() for reason in decision.reasons],
             "driver": decision.driver.value,
             "policy": decision.policy,
+            "criteria": decision.criteria,
         },
         "provenance": {
             "software": provenance.software,
@@ -227,6 +246,22 @@ def _level_document(level: LevelMeasurement | None, name: str) -> dict[str, Any]
             "middle": heights.middle if heights else None,
             "posterior": heights.posterior if heights else None,
         },
+    }
+
+
+def _reference_document(used: ReferenceUsed | None) -> dict[str, Any] | None:
+    if used is None:
+        return None
+    return {
+        "key": used.key,
+        "version": used.version,
+        "region": used.region,
+        "levels": list(used.levels),
+        "bmd_g_cm2": used.bmd_g_cm2,
+        "bmd_interval": _pair(used.bmd_interval),
+        "mean_g_cm2": used.mean_g_cm2,
+        "sd_g_cm2": used.sd_g_cm2,
+        "text": used.text,
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.domain import referral
-from service.domain.bone import Reference, ReferenceOrigin, References, load_references
+from service.domain.bone import Reference, ReferenceOrigin, References, load_references, reference_words
+from service.domain.criteria import PROFILES
 from service.domain.eligibility import Verdict
 from service.domain.policy import DEFAULT_POLICY, Policy, load_policy
 from service.domain.reasons import Code, Reason
@@ -26,14 +29,41 @@ from service.domain.result import (
     Measurements,
     Numbering,
     Provenance,
+    result_document,
     unmeasured,
 )
 
 PUBLISHED = tuple(one for one in load_references().entries if one.provenance is ReferenceOrigin.PUBLISHED)
 DIGITAL_WOMEN = Reference(
-    "women", ReferenceOrigin.DIGITAL, "Lunar", "L1-L4", "F", "simulated", mean_g_cm2=1.2, sd_g_cm2=0.12, source="test"
+    key="women",
+    provenance=ReferenceOrigin.DIGITAL,
+    device="Lunar",
+    region="L1-L4",
+    sex="F",
+    ages="20-44",
+    population="simulated",
+    mean_g_cm2=1.2,
+    sd_g_cm2=0.12,  # T -1 is 90 %, T -2.5 is 75 %, T -3 is 70 %
+    source="test",
+    version="7",
 )
 REFERENCES = References((*PUBLISHED, DIGITAL_WOMEN))
+SITE_WOMEN = replace(
+    DIGITAL_WOMEN,
+    key="site-women",
+    provenance=ReferenceOrigin.PUBLISHED,
+    verified_by_site=True,
+    verified_by="M. Physicist",
+    verified_on=date(2026, 11, 23),
+)
+
+
+def site_policy(text: str = "", *chosen: Reference) -> Policy:
+    """A site's policy with the references that it verified and chose."""
+    names = {"F": "reference_female", "M": "reference_male"}
+    lines = [f'{names[reference.sex]} = "{reference.key}"' for reference in chosen]
+    return load_policy("\n".join(["[referral]", text, *lines]), References(chosen))
+
 
 YES = Verdict(True, ())
 DIGITAL = PatientFacts(synthetic=True, sex="F", age_years=63.0, manufacturer="SIEMENS")
@@ -233,8 +263,7 @@ def test_without_l1_the_rule_says_nothing(category: Category) -> None:
 def test_the_network_needs_gate_reference_and_real_validation(
     gate: bool, verified: bool, synthetic_only: bool, driver: Driver
 ) -> None:
-    names = '"us-f-l1l4-lunar"' if verified else ""
-    policy = load_policy(f"[referral]\nnetwork_gate_passed = {str(gate).lower()}\nverified_references = [{names}]")
+    policy = site_policy(f"network_gate_passed = {str(gate).lower()}", *([SITE_WOMEN] if verified else []))
     outcome = judge(measured(percent=60.0, model_synthetic_only=synthetic_only), REAL, policy=policy)
     assert outcome.decision.driver is driver
     assert outcome.decision.category is (Category.REFER if driver is Driver.NETWORK else Category.NO_FLAG)
@@ -264,6 +293,197 @@ def test_the_shipped_references_count_where_none_are_given() -> None:
     outcome = decide(measured(hu=90.0), REAL, YES, DEFAULT_POLICY)
     assert outcome.decision.category is Category.REFER
     assert Code.REFERENCE_WITHHELD in codes(outcome)
+
+
+# Criteria and references
+
+OWN_DRIVER = "network_gate_passed = true"
+
+
+@pytest.mark.parametrize("patient", [DIGITAL, REAL], ids=["digital", "real"])
+@pytest.mark.parametrize(
+    ("criteria", "percent", "category", "code", "words"),
+    [
+        ("YOSHIDA_2023", 69.9, Category.REFER, Code.BMD_OSTEOPOROSIS_RANGE, "below 70 % YAM (YOSHIDA_2023)"),
+        ("YOSHIDA_2023", 70.0, Category.REFER, Code.BMD_OSTEOPENIA_RANGE, "below 80 % YAM (YOSHIDA_2023)"),
+        ("YOSHIDA_2023", 80.0, Category.INDETERMINATE, Code.BMD_NEAR_THRESHOLD, "80 % YAM (YOSHIDA_2023)"),
+        ("YOSHIDA_2023", 88.0, Category.NO_FLAG, Code.BMD_ABOVE_THRESHOLDS, "80 % YAM (YOSHIDA_2023)"),
+        ("JSBMR_2012", 70.0, Category.REFER, Code.BMD_OSTEOPOROSIS_RANGE, "at or below 70 % YAM (JSBMR_2012)"),
+        ("JSBMR_2012", 75.0, Category.REFER, Code.BMD_OSTEOPOROSIS_RANGE, "T -2.50, at or below T -2.5 (JSBMR_2012)"),
+        ("JSBMR_2012", 79.0, Category.REFER, Code.BMD_OSTEOPENIA_RANGE, "below T -1 (JSBMR_2012)"),
+        ("JSBMR_2012", 89.9, Category.REFER, Code.BMD_OSTEOPENIA_RANGE, "T -1.01, below T -1 (JSBMR_2012)"),
+        ("JSBMR_2012", 90.0, Category.INDETERMINATE, Code.BMD_NEAR_THRESHOLD, "the threshold of T -1 (JSBMR_2012)"),
+        ("JSBMR_2012", 98.0, Category.NO_FLAG, Code.BMD_ABOVE_THRESHOLDS, "referral is T -1 (JSBMR_2012)"),
+        ("WHO", 70.0, Category.REFER, Code.BMD_OSTEOPOROSIS_RANGE, "T -3.00, at or below T -2.5 (WHO)"),
+        ("WHO", 75.1, Category.REFER, Code.BMD_OSTEOPENIA_RANGE, "T -2.49, below T -1 (WHO)"),
+        ("WHO", 94.9, Category.NO_FLAG, Code.BMD_ABOVE_THRESHOLDS, "referral is T -1 (WHO)"),  # interval stays above
+        ("WHO", 90.0, Category.INDETERMINATE, Code.BMD_NEAR_THRESHOLD, "the threshold of T -1 (WHO)"),
+    ],
+)
+def test_the_same_density_under_each_criteria(
+    criteria: str, percent: float, category: Category, code: Code, words: str, patient: PatientFacts
+) -> None:
+    """From the measurements to result.json, for a digital patient and, where the network may drive, a real one."""
+    found = measured(percent=percent, hu=250.0, model_synthetic_only=False)
+    policy = site_policy(f'criteria = "{criteria}"\n{OWN_DRIVER}', SITE_WOMEN)
+    document = as_document(found, judge(found, patient, policy=policy))
+    assert document["decision"]["category"] == category
+    assert document["decision"]["driver"] == "network"
+    assert document["decision"]["criteria"] == criteria
+    assert document["decision"]["policy"].startswith(f"{criteria} v1")
+    first = document["decision"]["reasons"][0]
+    assert first["code"] == code
+    assert words in first["text"]
+    assert document["patient"]["percent_yam"] == pytest.approx(percent)
+    assert document["patient"]["t_score"] == pytest.approx((percent - 100) / 10)
+
+
+def as_document(found: Measurements, outcome: Outcome) -> dict[str, Any]:
+    return result_document(
+        study_uid="1.2",
+        series_uid="1.2.3",
+        revision=1,
+        eligible=outcome.eligible,
+        verdict_reasons=outcome.verdict_reasons,
+        measurements=found,
+        patient=outcome.patient,
+        decision=outcome.decision,
+    )
+
+
+def test_a_figure_is_told_apart_from_its_threshold() -> None:
+    text = judge(measured(percent=69.98)).decision.reasons[0].text
+    assert text.startswith("BMD 69.98 % of the young adult mean, below 70 % YAM")
+
+
+def test_the_result_names_its_reference_its_levels_and_their_authority() -> None:
+    policy = site_policy("", SITE_WOMEN)
+    found = with_level(measured(percent=90.0), "L3", exclusions=(FRACTURE,))
+    document = as_document(found, judge(found, REAL, policy=policy))
+    used = document["patient"]["reference"]
+    assert (used["key"], used["version"], used["region"]) == ("site-women", "7", "L1-L4")
+    assert used["levels"] == document["patient"]["levels_used"] == ["L1", "L2", "L4"]
+    assert used["bmd_g_cm2"] == document["patient"]["bmd_g_cm2"]
+    assert used["bmd_interval"] == document["patient"]["bmd_interval"]
+    assert reference_words(document) == SITE_WOMEN.words
+    assert "verified by M. Physicist on 2026-11-23" in SITE_WOMEN.words
+
+
+def test_where_values_are_withheld_no_reference_is_named() -> None:
+    document = as_document(measured(), judge(measured(), REAL))
+    assert document["patient"]["reference"] is None
+    assert reference_words(document) is None
+    assert document["decision"]["criteria"] == "YOSHIDA_2023"
+
+
+L2_L4 = replace(SITE_WOMEN, key="site-l2l4", region="L2-L4")
+JSBMR = f'criteria = "JSBMR_2012"\n{OWN_DRIVER}'
+
+
+def test_a_reference_for_l2_l4_is_compared_with_those_levels() -> None:
+    """L1 counts in the patient's BMD (the paper's mean), and not in %YAM and T."""
+    found = with_level(measured(percent=95.0, model_synthetic_only=False), "L1", bmd_g_cm2=0.5)
+    found = replace(found, patient_bmd_interval=(0.2, 0.3))  # the model's own, of L1-L4
+    patient = judge(found, REAL, policy=site_policy(JSBMR, L2_L4)).patient
+    assert patient.bmd_g_cm2 == pytest.approx((0.5 + 3 * 1.14) / 4)
+    assert patient.levels_used == LEVELS
+    assert patient.percent_yam == pytest.approx(95.0)
+    assert patient.t_score == pytest.approx(-0.5)
+    assert patient.reference is not None
+    assert patient.reference.levels == ("L2", "L3", "L4")
+    assert patient.reference.bmd_g_cm2 == pytest.approx(1.14)
+    assert patient.reference.bmd_interval == pytest.approx((1.14 - 0.036, 1.14 + 0.036))
+
+
+def test_never_from_a_single_vertebra_of_the_region() -> None:
+    """ISCD 2023: two levels are valid, but one of them only lies in L2-L4."""
+    found = measured(percent=60.0, hu=250.0, model_synthetic_only=False)
+    for name in ("L2", "L3"):
+        found = with_level(found, name, exclusions=(FRACTURE,))
+    outcome = judge(found, REAL, policy=site_policy(JSBMR, L2_L4))
+    assert outcome.patient.bmd_g_cm2 is not None
+    assert outcome.patient.percent_yam is None
+    assert outcome.patient.reference is None
+    assert outcome.decision.driver is Driver.CT_ATTENUATION
+    withheld = {reason.code: reason.text for reason in outcome.decision.reasons}[Code.REFERENCE_WITHHELD]
+    assert "site-l2l4 is for L2-L4; 1 valid level of L2-L4, 2 required" in withheld
+
+
+def test_jsbmr_says_which_history_would_count_and_assumes_none() -> None:
+    policy = load_policy('[referral]\ncriteria = "JSBMR_2012"')
+    assert "fragility fracture" in judge(measured(percent=78.0), policy=policy).decision.reasons[0].text
+    assert "fragility fracture" not in judge(measured(percent=85.0), policy=policy).decision.reasons[0].text
+    assert "fragility fracture" not in judge(measured(percent=78.0)).decision.reasons[0].text
+
+
+def test_a_digital_cohort_is_never_used_for_a_real_patient_nor_the_other_way_round() -> None:
+    """Even where a policy was put together by hand, past the refusals of its file."""
+    forged = replace(DEFAULT_POLICY, references=(DIGITAL_WOMEN,))
+    assert judge(measured(), REAL, policy=forged).patient.reference is None
+    unverified = replace(DEFAULT_POLICY, references=(replace(SITE_WOMEN, verified_by_site=False),))
+    assert judge(measured(), REAL, policy=unverified).patient.reference is None
+    used = judge(measured(), DIGITAL, policy=site_policy("", SITE_WOMEN)).patient.reference
+    assert used is not None
+    assert used.key == DIGITAL_WOMEN.key
+
+
+@pytest.mark.parametrize(
+    ("sex", "criteria", "why"),
+    [
+        (None, "WHO", "sex is not given"),
+        ("O", "WHO", "sex is not given"),
+        ("F", "WHO", "verified and chosen no young-adult reference (us-f-l1l4-lunar would fit)"),
+        ("F", "JSBMR_2012", "(japan-f-l2l4-lunar-dpx, us-f-l1l4-lunar would fit)"),
+        ("M", "JSBMR_2012", "no reference at hand fits (men, Lunar, L1-L4 or L2-L4)"),
+    ],
+)
+def test_a_withheld_reference_is_explained(sex: str | None, criteria: str, why: str) -> None:
+    policy = load_policy(f'[referral]\ncriteria = "{criteria}"')
+    outcome = judge(measured(), replace(REAL, sex=sex), policy=policy)
+    text = {reason.code: reason.text for reason in outcome.decision.reasons}[Code.REFERENCE_WITHHELD]
+    assert why in text
+
+
+LAST_BIT = 1e-8  # g/cm2: nearer to a threshold than this, arithmetic decides; the exact cases stand above
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    criteria=st.sampled_from(list(PROFILES)),
+    sex=st.sampled_from(["F", "M"]),
+    synthetic=st.booleans(),
+    off=st.floats(-0.08, 0.08) | st.sampled_from([0.0, 1e-6, -1e-6]),
+    half_width=st.none() | st.floats(0, 0.1),
+    share=st.floats(0.08, 0.16),
+)
+def test_around_the_threshold_of_every_profile(
+    criteria: str, sex: str, synthetic: bool, off: float, half_width: float | None, share: float
+) -> None:
+    """Below it a person is referred; above it, only nearness *and* an interval that reaches below keep the flag."""
+    young = replace(DIGITAL_WOMEN, sex=sex, sd_g_cm2=share * DIGITAL_WOMEN.mean_g_cm2)
+    theirs = replace(SITE_WOMEN, sex=sex, sd_g_cm2=young.sd_g_cm2)
+    policy = site_policy(f'criteria = "{criteria}"\n{OWN_DRIVER}', theirs)
+    cut = policy.referral.profile.referring(young)
+    threshold = cut.bmd_g_cm2(young.mean_g_cm2, young.sd_g_cm2)
+    bmd = threshold + off
+    interval = None if half_width is None else (bmd - half_width, bmd + half_width)
+    found = measured(model_synthetic_only=False, hu=250.0)
+    for name in LEVELS:
+        found = with_level(found, name, bmd_g_cm2=bmd, bmd_interval=interval)
+    patient = PatientFacts(synthetic, sex, 60.0, "SIEMENS")
+    outcome = decide(found, patient, YES, policy, references=References((young,)))
+    assert outcome.decision.driver is Driver.NETWORK
+    assert criteria in outcome.decision.reasons[0].text
+    assert outcome.patient.reference is not None
+    assert outcome.patient.reference.key == (young if synthetic else theirs).key
+    reach = math.inf if half_width is None else half_width
+    margin = policy.referral.percent_yam_margin / 100 * young.mean_g_cm2
+    if off < -LAST_BIT:
+        assert outcome.decision.category is Category.REFER
+    elif off > min(margin, reach) + LAST_BIT:
+        assert outcome.decision.category is Category.NO_FLAG
+    elif LAST_BIT < off < min(margin, reach) - LAST_BIT:
+        assert outcome.decision.category is Category.INDETERMINATE
 
 
 # What may not be judged
@@ -360,16 +580,24 @@ _VALUES = st.none() | st.floats() | st.floats(0.3, 2.0)
     synthetic=st.booleans(),
     sex=st.sampled_from(["F", "M", "O", None]),
     tags=st.booleans(),
+    criteria=st.sampled_from(list(PROFILES)),
 )
 def test_every_decision_has_words_and_none_is_reassuring(
-    values: list[tuple[float | None, float | None, float | None, bool]], synthetic: bool, sex: str | None, tags: bool
+    values: list[tuple[float | None, float | None, float | None, bool]],
+    synthetic: bool,
+    sex: str | None,
+    tags: bool,
+    criteria: str,
 ) -> None:
-    found = measured()
+    policy = site_policy(f'criteria = "{criteria}"\n{OWN_DRIVER}', SITE_WOMEN)
+    found = measured(model_synthetic_only=False)
     for name, (bmd, tbs, hu, excluded) in zip(LEVELS, values, strict=True):
         exclusions = (FRACTURE,) if excluded else ()
         found = with_level(found, name, bmd_g_cm2=bmd, tbs=tbs, hu_mean=hu, exclusions=exclusions)
-    outcome = judge(found, PatientFacts(synthetic, sex, 60.0, "SIEMENS", tags))
+    outcome = judge(found, PatientFacts(synthetic, sex, 60.0, "SIEMENS", tags), policy=policy)
     assert outcome.decision.reasons
+    related = (outcome.patient.percent_yam, outcome.patient.t_score, outcome.patient.reference)
+    assert all(one is None for one in related) or all(one is not None for one in related)
     text = " ".join(reason.text for reason in outcome.decision.reasons).lower()
     assert "normal" not in text
     assert "diagnos" not in text
