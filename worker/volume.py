@@ -9,7 +9,7 @@ refused with a stable code before anything large is decoded, and one bad slice f
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,13 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from scipy import ndimage
 
+from service.dicom.headers import HeaderError, read_facts
+from service.dicom.part10 import BoundedFile
+from service.domain.eligibility import ENHANCED_CT
 from service.domain.errors import OsteogateError
+from service.domain.facts import InstanceFacts
 from service.domain.reasons import Code
+from worker.multiframe import single_frames
 
 FloatArray = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
@@ -95,9 +100,9 @@ class Volume:
 
 @dataclass(frozen=True)
 class _Slice:
-    """Where one image lies, read without its pixels."""
+    """Where one image lies, read without its pixels: a file's only one, or a frame of an enhanced CT."""
 
-    path: Path
+    name: str  # for people: the file's name, with the frame's number where it has several
     uid: str
     frame_of_reference_uid: str | None
     position: npt.NDArray[np.float64]  # LPS mm, centre of the first voxel
@@ -114,22 +119,26 @@ class _Slice:
 
 
 def load_dicom(paths: Sequence[Path]) -> Volume:
-    """One axial series -> Volume; the order of `paths` does not matter.
+    """One axial series -> Volume; the order of `paths`, or of an enhanced CT's frames, does not matter.
 
     Raises VolumeError for anything that is not one evenly spaced stack of lossless CT slices in HU.
     """
     if len(paths) > MAX_SLICES:
         raise VolumeError(Code.TOO_MANY_SLICES, f"{len(paths)} slices; at most {MAX_SLICES} are read.")
-    if len(paths) < 2:
-        raise VolumeError(Code.COVERAGE_TOO_SHORT, f"{len(paths)} slice(s) do not make a volume.")
-    slices = _ordered([_read_geometry(path) for path in paths])
+    enhanced = _enhanced(paths)
+    unordered = [_read_geometry(path) for path in paths] if enhanced is None else _frame_geometry(enhanced, paths[0])
+    if len(unordered) < 2:
+        raise VolumeError(Code.COVERAGE_TOO_SHORT, f"{len(unordered)} slice(s) do not make a volume.")
+    slices = _ordered(unordered)
     first = slices[0]
     if first.rows * first.columns * len(slices) > MAX_VOXELS:
         raise VolumeError(Code.TOO_MANY_SLICES, f"More than {MAX_VOXELS} voxels in the series.")
     affine = _stack_affine(slices)
     hu = np.empty((len(slices), first.rows, first.columns), dtype=np.float32)
-    for k, one in enumerate(slices):
-        hu[k] = read_slice(one.path)
+    place = {id(one): k for k, one in enumerate(slices)}
+    pictures = map(read_slice, paths) if enhanced is None else _read_frames(paths[0], enhanced)
+    for one, picture in zip(unordered, pictures, strict=True):
+        hu[place[id(one)]] = picture
     frames = {one.frame_of_reference_uid for one in slices}
     return Volume(
         hu=hu,
@@ -142,14 +151,20 @@ def load_dicom(paths: Sequence[Path]) -> Volume:
 def read_slice(path: Path) -> FloatArray:
     """The HU of one CT slice [row, column], padding set to -1024."""
     dataset = _read(path)
-    _check_pixels(dataset, path)
+    keywords = ("RescaleSlope", "RescaleIntercept", "RescaleType")
+    return _decoded(dataset, tuple(dataset.get(keyword) for keyword in keywords), path.name)
+
+
+def _decoded(dataset: Dataset, rescale: tuple[Any, Any, Any], name: str) -> FloatArray:
+    """The HU of one image [row, column]; `rescale` is its slope, intercept and type as the header gives them."""
+    _check_pixels(dataset, name)
     try:
         stored = pixel_array(dataset, raw=True)
     except Exception as error:  # every decoder raises its own kinds; one bad slice must fail alone
-        raise VolumeError(Code.PIXELS_UNREADABLE, f"{path.name}: pixels do not decode ({error}).") from error
+        raise VolumeError(Code.PIXELS_UNREADABLE, f"{name}: pixels do not decode ({error}).") from error
     if stored.shape != (int(dataset.Rows), int(dataset.Columns)):
-        raise VolumeError(Code.PIXELS_UNREADABLE, f"{path.name}: pixels are {stored.shape}, not as the header says.")
-    slope, intercept = _rescale(dataset, path)
+        raise VolumeError(Code.PIXELS_UNREADABLE, f"{name}: pixels are {stored.shape}, not as the header says.")
+    slope, intercept = _rescale(rescale, name)
     hu = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
     hu[_padding(stored, hu, dataset)] = PADDING_HU
     clipped: FloatArray = np.maximum(hu, np.float32(PADDING_HU))
@@ -158,39 +173,119 @@ def read_slice(path: Path) -> FloatArray:
 
 def _read(path: Path, *, header_only: bool = False) -> Dataset:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=header_only)
+        with BoundedFile(path) as file:
+            return pydicom.dcmread(file, stop_before_pixels=header_only)
     except (Exception, RecursionError) as error:  # deeply nested sequences exhaust pydicom's recursion
         raise VolumeError(Code.UNREADABLE, f"{path.name}: not readable as DICOM ({type(error).__name__}).") from error
 
 
 def _read_geometry(path: Path) -> _Slice:
     header = _read(path, header_only=True)
+    if str(header.get("Modality", "")) != "CT":
+        raise VolumeError(Code.NOT_CT, f"{path.name}: modality {header.get('Modality', 'absent')!r} is not CT.")
     try:
-        if str(header.get("Modality", "")) != "CT":
-            raise VolumeError(Code.NOT_CT, f"{path.name}: modality {header.get('Modality', 'absent')!r} is not CT.")
         if int(header.get("NumberOfFrames", None) or 1) > 1:
-            raise VolumeError(Code.MULTIFRAME_UNSUPPORTED, f"{path.name}: multi-frame objects are not read.")
-        orientation = np.array([float(v) for v in header.ImageOrientationPatient], dtype=np.float64)
-        position = np.array([float(v) for v in header.ImagePositionPatient], dtype=np.float64)
-        row_step, column_step = (float(v) for v in header.PixelSpacing)
-        rows, columns = int(header.Rows), int(header.Columns)
-        uid = str(header.SOPInstanceUID)
-        frame = str(header.get("FrameOfReferenceUID", None) or "") or None
+            text = f"{path.name}: several frames; only one enhanced CT that holds the whole series is read."
+            raise VolumeError(Code.MULTIFRAME_UNSUPPORTED, text)
+        return _slice(
+            path.name,
+            str(header.SOPInstanceUID),
+            str(header.get("FrameOfReferenceUID", None) or "") or None,
+            orientation=np.array([float(v) for v in header.ImageOrientationPatient], dtype=np.float64),
+            position=np.array([float(v) for v in header.ImagePositionPatient], dtype=np.float64),
+            spacing=tuple(float(v) for v in header.PixelSpacing),
+            matrix=(int(header.Rows), int(header.Columns)),
+        )
     except (AttributeError, TypeError, ValueError) as error:
         raise VolumeError(Code.NO_GEOMETRY, f"{path.name}: position, orientation or spacing is missing.") from error
+
+
+def _slice(
+    name: str,
+    uid: str,
+    frame_of_reference_uid: str | None,
+    *,
+    orientation: npt.NDArray[np.float64],
+    position: npt.NDArray[np.float64],
+    spacing: tuple[float, ...],
+    matrix: tuple[int, int],
+) -> _Slice:
+    row_step, column_step = spacing
     finite = bool(np.isfinite(orientation).all() and np.isfinite(position).all())
     if orientation.shape != (6,) or position.shape != (3,) or not finite or min(row_step, column_step) <= 0:
-        raise VolumeError(Code.NO_GEOMETRY, f"{path.name}: position, orientation or spacing makes no sense.")
-    row_cosine, column_cosine = _unit(orientation[:3], path), _unit(orientation[3:], path)
+        raise VolumeError(Code.NO_GEOMETRY, f"{name}: position, orientation or spacing makes no sense.")
+    row_cosine, column_cosine = _unit(orientation[:3], name), _unit(orientation[3:], name)
     if abs(float(row_cosine @ column_cosine)) > 1e-3:
-        raise VolumeError(Code.NO_GEOMETRY, f"{path.name}: the image axes are not perpendicular.")
-    return _Slice(path, uid, frame, position, row_cosine, column_cosine, row_step, column_step, rows, columns)
+        raise VolumeError(Code.NO_GEOMETRY, f"{name}: the image axes are not perpendicular.")
+    return _Slice(
+        name, uid, frame_of_reference_uid, position, row_cosine, column_cosine, row_step, column_step, *matrix
+    )
 
 
-def _unit(vector: npt.NDArray[np.float64], path: Path) -> npt.NDArray[np.float64]:
+def _enhanced(paths: Sequence[Path]) -> tuple[InstanceFacts, ...] | None:
+    """The frames of the one enhanced CT that the series consists of; None where it consists of slices."""
+    if len(paths) != 1:
+        return None
+    try:
+        facts = read_facts(paths[0])
+    except HeaderError as error:
+        raise VolumeError(Code.UNREADABLE, f"{paths[0].name}: {error}.") from error
+    if facts.sop_class_uid not in ENHANCED_CT:
+        return None
+    if facts.concatenation_uid is not None:
+        raise VolumeError(Code.CONCATENATION, f"{paths[0].name}: a part of a concatenation is not read.")
+    if facts.modality != "CT":
+        raise VolumeError(Code.NOT_CT, f"{paths[0].name}: modality {facts.modality or 'absent'!r} is not CT.")
+    if facts.frames > MAX_SLICES:
+        raise VolumeError(Code.TOO_MANY_SLICES, f"{facts.frames} slices; at most {MAX_SLICES} are read.")
+    return facts.per_frame()
+
+
+def _frame_geometry(frames: Sequence[InstanceFacts], path: Path) -> list[_Slice]:
+    """Where every frame lies, in frame order."""
+    slices = []
+    for number, one in enumerate(frames, start=1):
+        name = f"{path.name}, frame {number}"
+        needed = (one.position_lps_mm, one.row_cosine, one.column_cosine, one.pixel_spacing_mm, one.rows, one.columns)
+        position, row, column, spacing, rows, columns = needed
+        if position is None or row is None or column is None or spacing is None or rows is None or columns is None:
+            raise VolumeError(Code.NO_GEOMETRY, f"{name}: position, orientation or spacing is missing.")
+        slices.append(
+            _slice(
+                name,
+                one.sop_instance_uid,
+                one.frame_of_reference_uid,
+                orientation=np.array([*row, *column], dtype=np.float64),
+                position=np.array(position, dtype=np.float64),
+                spacing=spacing,
+                matrix=(rows, columns),
+            )
+        )
+    return slices
+
+
+def _read_frames(path: Path, frames: Sequence[InstanceFacts]) -> Iterator[FloatArray]:
+    """The HU of every frame [row, column], in frame order."""
+    images = _one_by_one(path)
+    for number, one in enumerate(frames, start=1):
+        image = next(images)
+        yield _decoded(
+            image, (one.rescale_slope, one.rescale_intercept, one.rescale_type), f"{path.name}, frame {number}"
+        )
+    next(images, None)  # a frame too many, if there is one, is found here
+
+
+def _one_by_one(path: Path) -> Iterator[Dataset]:
+    try:
+        yield from single_frames(path)
+    except Exception as error:  # FramesError, and all that pydicom raises for broken items
+        raise VolumeError(Code.PIXELS_UNREADABLE, f"{path.name}: {error or type(error).__name__}.") from error
+
+
+def _unit(vector: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float64]:
     length = float(np.linalg.norm(vector))
     if not 0.98 < length < 1.02:
-        raise VolumeError(Code.NO_GEOMETRY, f"{path.name}: ImageOrientationPatient is not a direction.")
+        raise VolumeError(Code.NO_GEOMETRY, f"{name}: ImageOrientationPatient is not a direction.")
     return vector / length
 
 
@@ -205,7 +300,7 @@ def _ordered(slices: Sequence[_Slice]) -> list[_Slice]:
             and np.allclose(one.column_cosine, reference.column_cosine, atol=1e-3)
         )
         if not same:
-            raise VolumeError(Code.MIXED_GEOMETRY, f"{one.path.name}: matrix, spacing or orientation differs.")
+            raise VolumeError(Code.MIXED_GEOMETRY, f"{one.name}: matrix, spacing or orientation differs.")
     normal = reference.normal
     return sorted(slices, key=lambda one: (float(one.position @ normal), one.uid))
 
@@ -234,40 +329,40 @@ def _stack_affine(slices: Sequence[_Slice]) -> Affine:
     return affine
 
 
-def _check_pixels(dataset: Dataset, path: Path) -> None:
+def _check_pixels(dataset: Dataset, name: str) -> None:
     """Refuse what must not reach a decoder: lossy, colour, oversized, or shorter than the header says (RULES
     13).
     """
     if "PixelData" not in dataset:
-        raise VolumeError(Code.NO_PIXELS, f"{path.name}: there are no pixels.")
+        raise VolumeError(Code.NO_PIXELS, f"{name}: there are no pixels.")
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if syntax not in LOSSLESS_SYNTAXES:
-        raise VolumeError(Code.LOSSY, f"{path.name}: transfer syntax {syntax or 'absent'} is not a lossless one.")
+        raise VolumeError(Code.LOSSY, f"{name}: transfer syntax {syntax or 'absent'} is not a lossless one.")
     try:
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         bits, samples = int(dataset.BitsAllocated), int(dataset.get("SamplesPerPixel", 1))
         frames = int(dataset.get("NumberOfFrames", None) or 1)
     except (AttributeError, TypeError, ValueError) as error:
-        raise VolumeError(Code.PIXELS_UNREADABLE, f"{path.name}: the pixel description is incomplete.") from error
+        raise VolumeError(Code.PIXELS_UNREADABLE, f"{name}: the pixel description is incomplete.") from error
     if bits not in (8, 16, 32) or samples != 1 or frames != 1:
-        raise VolumeError(Code.PIXELS_UNREADABLE, f"{path.name}: not one greyscale image of 8, 16 or 32 bits.")
+        raise VolumeError(Code.PIXELS_UNREADABLE, f"{name}: not one greyscale image of 8, 16 or 32 bits.")
     if not 0 < rows * columns <= MAX_SLICE_PIXELS or min(rows, columns) <= 0:
-        raise VolumeError(Code.PIXELS_UNREADABLE, f"{path.name}: {rows} x {columns} pixels are beyond the limit.")
-    _check_length(dataset, path, expected_bytes=rows * columns * bits // 8, size=(rows, columns))
+        raise VolumeError(Code.PIXELS_UNREADABLE, f"{name}: {rows} x {columns} pixels are beyond the limit.")
+    _check_length(dataset, name, expected_bytes=rows * columns * bits // 8, size=(rows, columns))
 
 
-def _check_length(dataset: Dataset, path: Path, *, expected_bytes: int, size: tuple[int, int]) -> None:
+def _check_length(dataset: Dataset, name: str, *, expected_bytes: int, size: tuple[int, int]) -> None:
     data = dataset.PixelData
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         if len(data) < expected_bytes or len(data) > expected_bytes + 2:
-            text = f"{path.name}: {len(data)} bytes of pixels, {expected_bytes} expected."
+            text = f"{name}: {len(data)} bytes of pixels, {expected_bytes} expected."
             raise VolumeError(Code.PIXELS_UNREADABLE, text)
         return
     if len(data) > 2 * expected_bytes + 65536:
-        raise VolumeError(Code.PIXELS_UNREADABLE, f"{path.name}: more encoded bytes than pixels can need.")
+        raise VolumeError(Code.PIXELS_UNREADABLE, f"{name}: more encoded bytes than pixels can need.")
     found = codestream_size(data)
     if found is not None and found != size:
-        text = f"{path.name}: the encoded image is {found[0]} x {found[1]}, not {size[0]} x {size[1]}."
+        text = f"{name}: the encoded image is {found[0]} x {found[1]}, not {size[0]} x {size[1]}."
         raise VolumeError(Code.PIXELS_UNREADABLE, text)
 
 
@@ -294,17 +389,17 @@ def codestream_size(encapsulated: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _rescale(dataset: Dataset, path: Path) -> tuple[float, float]:
-    """Slope and intercept of this slice; PS3.3 C.11.1: without RescaleType the output of a CT is HU."""
+def _rescale(given: tuple[Any, Any, Any], name: str) -> tuple[float, float]:
+    """Slope and intercept of one image; PS3.3 C.11.1: without RescaleType the output of a CT is HU."""
     try:
-        slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise VolumeError(Code.NO_RESCALE, f"{path.name}: no rescale slope and intercept.") from error
-    kind = str(dataset.get("RescaleType", "") or "HU").strip().upper()
+        slope, intercept = float(given[0]), float(given[1])
+    except (TypeError, ValueError) as error:
+        raise VolumeError(Code.NO_RESCALE, f"{name}: no rescale slope and intercept.") from error
+    kind = str(given[2] or "HU").strip().upper()
     if kind != "HU":
-        raise VolumeError(Code.NOT_HU, f"{path.name}: the rescaled values are {kind}, not HU.")
+        raise VolumeError(Code.NOT_HU, f"{name}: the rescaled values are {kind}, not HU.")
     if not np.isfinite([slope, intercept]).all() or slope == 0:
-        raise VolumeError(Code.NO_RESCALE, f"{path.name}: rescale slope or intercept makes no sense.")
+        raise VolumeError(Code.NO_RESCALE, f"{name}: rescale slope or intercept makes no sense.")
     return slope, intercept
 
 

@@ -1,77 +1,49 @@
 """One DICOM header, read tolerantly into `InstanceFacts`: what can't be read is None, never a guess.
 
-Values are taken from the raw bytes instead of through pydicom's converters: those warn or raise on the values that
-real archives hold (empty strings, a comma in a DS, two values where one belongs). Only what is no readable DICOM
-at all is an error.
+Only what is no readable DICOM at all is an error. Time and memory are bounded whatever a peer sends: sequences are
+measured before they are kept, and of frames only a few values are built.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import struct
-import threading
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from datetime import date
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from pydicom.charset import convert_encodings, decode_bytes
-from pydicom.datadict import keyword_for_tag, tag_for_keyword
-from pydicom.dataelem import RawDataElement
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.sequence import Sequence
 
-from service.dicom import syntaxes
-from service.dicom.part10 import FileMeta, NotPart10Error, read_file_meta
-from service.domain.facts import InstanceFacts, Vector
+from service.dicom import contrast, frames, segments, syntaxes
+from service.dicom.elements import UNDEFINED_LENGTH, Budget, Encoding, WalkError, pass_over, read_head
+from service.dicom.part10 import BoundedFile, FileMeta, NotPart10Error, read_file_meta
+from service.dicom.reports import is_ours
+from service.dicom.values import Header, raw_sequence
+from service.domain.eligibility import ENHANCED_CT
+from service.domain.facts import InstanceFacts
 
-MAX_TEXT = 255  # characters kept of any one value; PS3.5 6.2 allows 64 for LO and per PN component group
 MAX_AGE_YEARS = 130.0
+MAX_ELEMENTS = 1_000_000  # in the sequences of one header; 2000 real frames hold about 200,000
 PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # Float, Double Float and Pixel Data
 
-CONTRAST_TEXTS = (
-    "ContrastBolusAgent",
-    "ContrastBolusRoute",
-    "ContrastBolusStartTime",
-    "ContrastBolusStopTime",
-    "ContrastBolusIngredient",
-)
-CONTRAST_AMOUNTS = (  # a zero here says that nothing was given
-    "ContrastBolusVolume",
-    "ContrastBolusTotalDose",
-    "ContrastFlowRate",
-    "ContrastFlowDuration",
-    "ContrastBolusIngredientConcentration",
-)
-CONTRAST_SEQUENCES = (
-    "ContrastBolusAgentSequence",
-    "ContrastBolusAdministrationRouteSequence",
-    "ContrastBolusUsageSequence",
-    "ContrastAdministrationProfileSequence",
-)
-FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 TEXT_KEYWORDS = (
-    "SpecificCharacterSet", "ImageType", "SyntheticData", "SOPClassUID", "SOPInstanceUID", "StudyDate", "SeriesDate",
+    "SpecificCharacterSet", "SyntheticData", "SOPClassUID", "SOPInstanceUID", "StudyDate", "SeriesDate",
     "AcquisitionDate", "ContentDate", "AccessionNumber", "Modality", "Manufacturer", "StudyDescription",
     "SeriesDescription", "ManufacturerModelName", "PatientName", "PatientID", "IssuerOfPatientID",
-    "PatientBirthDate", "PatientSex", "PatientAge", "SliceThickness", "KVP", "DeviceSerialNumber",
-    "SoftwareVersions", "ReconstructionDiameter", "GantryDetectorTilt", "ConvolutionKernel",
-    "MultienergyCTAcquisition", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
-    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "SamplesPerPixel",
-    "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "BitsAllocated",
-    "RescaleIntercept", "RescaleSlope", "RescaleType", "LossyImageCompression",
+    "PatientBirthDate", "PatientSex", "PatientAge", "DeviceSerialNumber", "SoftwareVersions", "StudyInstanceUID",
+    "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber", "FrameOfReferenceUID",
+    "ConcatenationUID", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "LossyImageCompression",
 )  # fmt: skip
-KEYWORDS = TEXT_KEYWORDS + CONTRAST_TEXTS + CONTRAST_AMOUNTS + CONTRAST_SEQUENCES + FUNCTIONAL_GROUPS
+KEYWORDS = TEXT_KEYWORDS + frames.KEYWORDS + frames.GROUPS + contrast.KEYWORDS + segments.KEYWORDS
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # PostgreSQL keeps no NUL; no header value needs the others
 _AGE = re.compile(r"^(\d{1,3})([DWMY])$")
 _UNITS_A_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
-_CHARSET_LOCK = threading.Lock()  # warnings.catch_warnings changes the process, not the thread
 
 
 class HeaderError(Exception):
@@ -92,12 +64,14 @@ def read_facts(source: Path | BytesIO | Dataset, transfer_syntax_uid: str | None
             source.seek(0)
         if isinstance(source, BytesIO) and transfer_syntax_uid is not None:
             return _facts(*_parse(source, FileMeta("", "", transfer_syntax_uid, 0)))
-        with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+        with BoundedFile(source) if isinstance(source, Path) else nullcontext(source) as stream:
             return _facts(*_parse(stream, read_file_meta(stream)))
     except HeaderError:
         raise
     except NotPart10Error as error:
         raise HeaderError(f"not a DICOM file: {error}") from error
+    except WalkError as error:
+        raise HeaderError(f"header can't be read: {error}") from error
     except RecursionError as error:
         raise HeaderError("sequences are nested too deeply") from error
     except Exception as error:  # pydicom raises nearly anything on broken bytes
@@ -107,176 +81,99 @@ def read_facts(source: Path | BytesIO | Dataset, transfer_syntax_uid: str | None
 def _from_dataset(dataset: Dataset, syntax: str | None) -> InstanceFacts:
     meta = getattr(dataset, "file_meta", None)
     syntax = syntax or str(getattr(meta, "TransferSyntaxUID", None) or syntaxes.EXPLICIT_VR_LITTLE_ENDIAN)
-    return _facts(_Header(dataset), FileMeta("", "", syntax, 0), any(tag in dataset for tag in PIXEL_TAGS))
+    return _facts(Header(dataset), FileMeta("", "", syntax, 0), any(tag in dataset for tag in PIXEL_TAGS))
 
 
-def _parse(stream: BinaryIO, meta: FileMeta) -> tuple[_Header, FileMeta, bool]:
+def _parse(stream: BinaryIO, meta: FileMeta) -> tuple[Header, FileMeta, bool]:
     syntax = meta.transfer_syntax_uid
     if syntax == syntaxes.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
         raise HeaderError("deflated transfer syntax is not taken")
     pixels = False
+    last = _last_tag(stream, meta)
 
     def stop_when(tag: int, _vr: str | None, length: int) -> bool:
         nonlocal pixels
-        if tag in PIXEL_TAGS:
+        if tag in PIXEL_TAGS or tag == last:
             pixels = length > 0
-        return tag >= 0x7FE00008
+        return tag >= last
 
-    dataset = read_dataset(
-        stream,
-        is_implicit_VR=syntax == syntaxes.IMPLICIT_VR_LITTLE_ENDIAN,
-        is_little_endian=syntax != syntaxes.EXPLICIT_VR_BIG_ENDIAN,
-        stop_when=stop_when,
-        specific_tags=[tag for tag in map(tag_for_keyword, KEYWORDS) if tag is not None],
-    )
-    return _Header(dataset), meta, pixels
+    return Header(_read(stream, meta, stop_when, KEYWORDS)), meta, pixels
 
 
-class _Header:
-    """Keyword access to a data set: raw bytes in, plain values or None out."""
+def _last_tag(stream: BinaryIO, meta: FileMeta) -> int:
+    """Where reading ends: before the pixels; in a segmentation before what it says of its thousands of frames.
 
-    def __init__(self, dataset: Dataset, encodings: list[str] | None = None) -> None:
-        self._dataset = dataset
-        self._encodings = encodings or ["iso8859"]
-        charsets = list(self.texts("SpecificCharacterSet"))
-        if any(charsets):
-            self._encodings = _python_encodings(charsets)
-
-    def texts(self, keyword: str) -> tuple[str, ...]:
-        """Every value as stripped text; () where the element is absent or empty."""
-        element = self._dataset.get_item(keyword)
-        if element is None:
-            return ()
-        value = element.value
-        if isinstance(element, RawDataElement) and isinstance(value, bytes):
-            parts = self._decode(value).split("\\")
-        elif isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
-            parts = [str(part) for part in value]
-        else:
-            parts = [] if value is None else [str(value)]
-        cleaned = tuple(_CONTROL.sub(" ", part).strip()[:MAX_TEXT] for part in parts)
-        return cleaned if any(cleaned) else ()
-
-    def text(self, keyword: str) -> str | None:
-        """The first value that isn't empty."""
-        return next((part for part in self.texts(keyword) if part), None)
-
-    def number(self, keyword: str) -> float | None:
-        """The first value as a finite number."""
-        values = self.numbers(keyword)
-        return values[0] if values else None
-
-    def numbers(self, keyword: str) -> tuple[float, ...] | None:
-        """Every value as a finite number, or None if one of them is not."""
-        try:
-            values = tuple(float(part) for part in self.texts(keyword))
-        except ValueError:
-            return None
-        return values if values and all(map(math.isfinite, values)) else None
-
-    def integer(self, keyword: str) -> int | None:
-        """An IS value."""
-        value = self.number(keyword)
-        return int(value) if value is not None and value == int(value) and abs(value) < 2**31 else None
-
-    def unsigned(self, keyword: str) -> int | None:
-        """A US value."""
-        element = self._dataset.get_item(keyword)
-        if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
-            if len(element.value) < 2:
-                return None
-            order = "<H" if element.is_little_endian else ">H"
-            return int(struct.unpack(order, element.value[:2])[0])
-        return self.integer(keyword)
-
-    def items(self, keyword: str) -> list[_Header]:
-        """The items of a sequence; [] where it is absent or can't be read."""
-        try:
-            value = self._dataset[keyword].value if self._dataset.get_item(keyword) is not None else None
-        except Exception:  # whatever a broken nested sequence makes pydicom raise, RecursionError included
-            return []
-        return [_Header(item, self._encodings) for item in value] if isinstance(value, Sequence) else []
-
-    def is_unreadable(self, keyword: str) -> bool:
-        """True for a sequence that holds bytes but gives no items."""
-        element = self._dataset.get_item(keyword)
-        return element is not None and bool(element.value) and not self.items(keyword)
-
-    def sequences(self) -> Iterator[list[_Header]]:
-        """Every readable sequence of this data set."""
-        for tag in list(self._dataset.keys()):
-            keyword = keyword_for_tag(tag)
-            if keyword and (items := self.items(keyword)):
-                yield items
-
-    def _decode(self, value: bytes) -> str:
-        if value.isascii() and b"\x1b" not in value:
-            return value.decode("ascii")
-        try:
-            with _CHARSET_LOCK, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return str(decode_bytes(value, self._encodings, {0x5C, 0x5E, 0x3D}))
-        except Exception:
-            return value.decode("ascii", "replace")
-
-
-def _python_encodings(charsets: list[str]) -> list[str]:
-    try:
-        with _CHARSET_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return list(convert_encodings(charsets))
-    except Exception:
-        return ["iso8859"]
-
-
-class _Layered:
-    """Top level first, then an enhanced image's functional groups: shared, then the first frame's.
-
-    PS3.3 C.7.6.16.
+    A segmentation's pixels lie behind that; whether they are whole is the worker's to find.
     """
-
-    def __init__(self, top: _Header) -> None:
-        self._layers = [top]
-        for keyword in FUNCTIONAL_GROUPS:
-            for group in top.items(keyword)[:1]:
-                self._layers += [item for items in group.sequences() for item in items[:1]]
-
-    def text(self, keyword: str) -> str | None:
-        return next((value for layer in self._layers if (value := layer.text(keyword)) is not None), None)
-
-    def texts(self, keyword: str) -> tuple[str, ...]:
-        return next((values for layer in self._layers if (values := layer.texts(keyword))), ())
-
-    def number(self, keyword: str) -> float | None:
-        return next((value for layer in self._layers if (value := layer.number(keyword)) is not None), None)
-
-    def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
-        for layer in self._layers:
-            values = layer.numbers(keyword)
-            if values is not None and len(values) == count:
-                return values
-        return None
-
-    def contrast(self) -> tuple[str, ...]:
-        """Every non-empty contrast tag of every layer, in order, once."""
-        return tuple(dict.fromkeys(text for layer in self._layers for text in _contrast(layer)))
+    start = stream.tell()
+    named = Header(_read(stream, meta, lambda tag, _vr, _length: tag > 0x00080016, ("SOPClassUID",)))
+    stream.seek(start)
+    sop_class_uid = named.text("SOPClassUID") or meta.sop_class_uid
+    return 0x52009230 if sop_class_uid in segments.SOP_CLASSES else 0x7FE00008
 
 
-def _facts(top: _Header, meta: FileMeta, has_pixels: bool) -> InstanceFacts:
+def _read(
+    stream: BinaryIO, meta: FileMeta, stop_when: Callable[[int, str | None, int], bool], keywords: tuple[str, ...]
+) -> Dataset:
+    """The wanted elements; what has no length of its own is measured before any of it is kept."""
+    wanted = [tag for tag in map(tag_for_keyword, keywords) if tag is not None]
+    found, budget = Dataset(), Budget(MAX_ELEMENTS)
+    open_ended = True
+
+    def stop(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal open_ended
+        if stop_when(tag, vr, length):
+            return True
+        open_ended = length == UNDEFINED_LENGTH
+        return open_ended
+
+    while open_ended:
+        open_ended = False
+        part = read_dataset(
+            stream,
+            is_implicit_VR=meta.transfer_syntax_uid == syntaxes.IMPLICIT_VR_LITTLE_ENDIAN,
+            is_little_endian=meta.transfer_syntax_uid != syntaxes.EXPLICIT_VR_BIG_ENDIAN,
+            stop_when=stop,
+            specific_tags=wanted,
+        )
+        found.update(part)
+        if open_ended:
+            found.update(_measured(stream, Encoding(*part.original_encoding), budget, wanted))
+    return found
+
+
+def _measured(stream: BinaryIO, encoding: Encoding, budget: Budget, wanted: list[int]) -> dict[int, Any]:
+    """Pass over a value of undefined length; it is given back where it is wanted."""
+    element = read_head(stream, encoding)
+    if element is None:
+        return {}
+    start = stream.tell()
+    end = pass_over(stream, element, encoding, budget)
+    if element.tag not in wanted:
+        return {}
+    if end - start > frames.MAX_GROUPS_BYTES:
+        raise WalkError(f"more than {frames.MAX_GROUPS_BYTES} bytes in one sequence")
+    behind = stream.tell()
+    stream.seek(start)
+    value = stream.read(end - start)
+    stream.seek(behind)
+    return {element.tag: raw_sequence(element, value, encoding)}
+
+
+def _facts(top: Header, meta: FileMeta, has_pixels: bool) -> InstanceFacts:
     sop_class_uid = top.text("SOPClassUID") or meta.sop_class_uid
     sop_instance_uid = top.text("SOPInstanceUID") or meta.sop_instance_uid
     if not sop_class_uid:
         raise HeaderError("no SOP Class UID: not a DICOM instance")
-    layers = _Layered(top)
     study_date = _da(top.text("StudyDate"))
     acquired = study_date or next(
         (day for key in ("AcquisitionDate", "SeriesDate", "ContentDate") if (day := _da(top.text(key)))), None
     )
     birth_date = _da(top.text("PatientBirthDate"))
-    orientation = layers.numbers("ImageOrientationPatient", 6)
-    spacing = layers.numbers("PixelSpacing", 2)
-    frames = top.integer("NumberOfFrames")
-    return InstanceFacts(
+    count = max(top.integer("NumberOfFrames") or 1, 1)
+    images = frames.read_frames(top, count, Budget(MAX_ELEMENTS), enhanced=sop_class_uid in ENHANCED_CT)
+    is_segmentation = sop_class_uid in segments.SOP_CLASSES
+    facts = InstanceFacts(
         study_uid=top.text("StudyInstanceUID") or "",
         series_uid=top.text("SeriesInstanceUID") or "",
         sop_instance_uid=sop_instance_uid,
@@ -300,32 +197,25 @@ def _facts(top: _Header, meta: FileMeta, has_pixels: bool) -> InstanceFacts:
         model_name=top.text("ManufacturerModelName"),
         device_serial_number=top.text("DeviceSerialNumber"),
         software_versions="\\".join(top.texts("SoftwareVersions")) or None,
-        kvp=layers.number("KVP"),
-        convolution_kernel=tuple(part for part in layers.texts("ConvolutionKernel") if part),
-        image_type=top.texts("ImageType"),
-        contrast_bolus=layers.contrast(),
-        multienergy=layers.text("MultienergyCTAcquisition") == "YES",
-        gantry_tilt_deg=layers.number("GantryDetectorTilt"),
-        slice_thickness_mm=_positive(layers.number("SliceThickness")),
-        reconstruction_diameter_mm=_positive(layers.number("ReconstructionDiameter")),
-        position_lps_mm=_vector(layers.numbers("ImagePositionPatient", 3)),
-        row_cosine=_vector(orientation[:3] if orientation else None),
-        column_cosine=_vector(orientation[3:] if orientation else None),
-        pixel_spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
         frame_of_reference_uid=top.text("FrameOfReferenceUID"),
         rows=top.unsigned("Rows"),
         columns=top.unsigned("Columns"),
-        frames=frames if frames is not None and frames > 0 else 1,
+        frames=count,
         has_pixels=has_pixels,
         bits_allocated=top.unsigned("BitsAllocated"),
         samples_per_pixel=top.unsigned("SamplesPerPixel"),
         photometric=top.text("PhotometricInterpretation"),
-        rescale_slope=layers.number("RescaleSlope"),
-        rescale_intercept=layers.number("RescaleIntercept"),
-        rescale_type=layers.text("RescaleType"),
         lossy=_is_lossy(top.text("LossyImageCompression"), meta.transfer_syntax_uid),
         synthetic=top.text("SyntheticData") == "YES",
+        contrast_bolus=images.contrast,
+        frame_positions_lps_mm=images.positions,
+        frame_values=images.columns,
+        concatenation_uid=top.text("ConcatenationUID"),
+        segments=segments.property_types(top) if is_segmentation else (),
+        referenced_series_uids=segments.referenced_series(top) if is_segmentation else (),
+        **images.common,
     )
+    return replace(facts, own_output=is_ours(facts))
 
 
 def _is_lossy(lossy_image_compression: str | None, syntax: str) -> bool:
@@ -333,24 +223,6 @@ def _is_lossy(lossy_image_compression: str | None, syntax: str) -> bool:
     if lossy_image_compression == "01" or syntax in syntaxes.ALWAYS_LOSSY + syntaxes.RETIRED_LOSSY:
         return True
     return syntax in syntaxes.PERHAPS_LOSSY and lossy_image_compression != "00"
-
-
-def _contrast(header: _Header) -> Iterator[str]:
-    for keyword in CONTRAST_TEXTS:
-        if values := [text for text in header.texts(keyword) if text]:
-            yield f"{keyword}={', '.join(values)}"
-    for keyword in CONTRAST_AMOUNTS:
-        numbers = header.numbers(keyword)
-        texts = [text for text in header.texts(keyword) if text]
-        if texts and (numbers is None or any(number != 0 for number in numbers)):
-            yield f"{keyword}={', '.join(texts)}"
-    for keyword in CONTRAST_SEQUENCES:
-        if header.is_unreadable(keyword):
-            yield f"{keyword}=unreadable"
-        for item in header.items(keyword):
-            if item.text("ContrastBolusAgentAdministered") == "NO":
-                continue
-            yield f"{keyword}={item.text('CodeMeaning') or item.text('ContrastBolusAgent') or 'present'}"
 
 
 def _age_years(age: str | None, birth: str | None, acquired: str | None) -> float | None:
@@ -377,11 +249,3 @@ def _da(text: str | None) -> str | None:
         date.fromisoformat(digits)
         return digits
     return None
-
-
-def _positive(value: float | None) -> float | None:
-    return value if value is not None and value > 0 else None
-
-
-def _vector(values: tuple[float, ...] | None) -> Vector | None:
-    return (values[0], values[1], values[2]) if values is not None else None

@@ -7,8 +7,11 @@ makes the same file and thus the same hash.
 
 from __future__ import annotations
 
+import io
+import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 PREAMBLE = bytes(128) + b"DICM"
@@ -29,6 +32,23 @@ class FileMeta:
     sop_instance_uid: str
     transfer_syntax_uid: str
     offset: int  # bytes from the start of the file
+
+
+class BoundedFile(io.BufferedReader):
+    """A file whose reads end where it ends.
+
+    `read(n)` of an ordinary file allocates n bytes before it reads, and pydicom reads what an element's length claims:
+    up to 4 GiB, whatever there is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most what is left."""
+        left = max(self._size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def encode_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:

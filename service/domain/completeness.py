@@ -184,7 +184,10 @@ def closing(
 
 
 def _hole(instances: Sequence[InstanceFacts], policy: EligibilityPolicy) -> str | None:
-    """What a series still lacks; None for a whole one, and for one that more slices would not mend."""
+    """What a series still lacks; None for a whole one, and for one that more slices would not mend.
+
+    An enhanced CT is among the latter: it comes in one piece, and a frame that it lacks will not follow.
+    """
     if not instances or any(facts.sop_class_uid != CT_IMAGE_STORAGE for facts in instances):
         return None
     stack = stack_of(instances, policy)

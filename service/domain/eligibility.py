@@ -1,9 +1,10 @@
 """Is this series fit to be measured? One small rule per question, from header facts to a reason or nothing.
 
 Every rule that can be evaluated is evaluated, so that a person sees *all* that is wrong with a series at
-once. Objects that are not single-frame CT images (reports, segmentations, MR, enhanced CT) get only the
-rules that ask what they are: asking a report for its tube voltage would say nothing. Nothing is imputed: an
-absent value is a refusal where the rule needs it. No header, however broken, makes a rule raise.
+once. Objects that are no CT images (reports, segmentations, MR) get only the rules that ask what they are: asking a
+report for its tube voltage would say nothing. An enhanced CT is judged frame by frame, as the series of slices that it
+holds. Nothing is imputed: an absent value is a refusal where the rule needs it. No header, however broken, makes a rule
+raise.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series as the rules see it: its instances in an order of their own, and their stack."""
+    """One series as the rules see it: its images in an order of their own, and their stack."""
 
-    instances: tuple[InstanceFacts, ...]
+    objects: tuple[InstanceFacts, ...]  # as they arrived
+    instances: tuple[InstanceFacts, ...]  # one an image: an enhanced CT's frames stand for themselves
     stack: Stack | None  # None where there is none to judge
     conflicts: int  # instances that arrived again with other bytes
 
@@ -75,7 +77,13 @@ class Series:
     def of(cls, instances: Iterable[InstanceFacts], policy: EligibilityPolicy, conflicts: int = 0) -> Series:
         """Sort by UID, so that the order of arrival cannot matter, and lay out the stack."""
         ordered = tuple(sorted(instances, key=lambda facts: (facts.sop_instance_uid, repr(facts))))
-        return cls(ordered, stack_of(ordered, policy), conflicts)
+        images = tuple(image for facts in ordered for image in facts.per_frame())
+        return cls(ordered, images, stack_of(images, policy), conflicts)
+
+    @property
+    def enhanced(self) -> tuple[InstanceFacts, ...]:
+        """Its enhanced CT objects."""
+        return tuple(facts for facts in self.objects if facts.sop_class_uid in ENHANCED_CT)
 
     def count(self, wanted: Callable[[InstanceFacts], bool]) -> int:
         """How many instances are as wanted."""
@@ -104,7 +112,7 @@ def modality(series: Series, policy: EligibilityPolicy) -> Reason | None:
 
 
 def sop_class(series: Series, policy: EligibilityPolicy) -> Reason | None:
-    """SOP class is CT Image Storage, or an enhanced CT that `single_frame` speaks of."""
+    """SOP class is CT Image Storage or one of the two enhanced CTs."""
     known = {CT_IMAGE_STORAGE, *ENHANCED_CT}
     others = {facts.sop_class_uid for facts in series.instances if facts.sop_class_uid not in known}
     if not others:
@@ -115,16 +123,33 @@ def sop_class(series: Series, policy: EligibilityPolicy) -> Reason | None:
     )
 
 
-def single_frame(series: Series, policy: EligibilityPolicy) -> Reason | None:
-    """One slice per object: enhanced CT is refused for now, its tags lie in functional groups."""
-    enhanced = {ENHANCED_CT[uid] for uid in {facts.sop_class_uid for facts in series.instances} if uid in ENHANCED_CT}
-    if enhanced:
-        return Reason(Code.MULTIFRAME_UNSUPPORTED, f"{_listed(enhanced)}: multi-frame CT is not read yet.")
-    images = [facts for facts in series.instances if facts.sop_class_uid == CT_IMAGE_STORAGE]
-    several = max((facts.frames for facts in images), default=1)
+def single_volume(series: Series, policy: EligibilityPolicy) -> Reason | None:
+    """Plain slices, or one enhanced object that holds all of them."""
+    several = max((facts.frames for facts in series.objects if facts.sop_class_uid == CT_IMAGE_STORAGE), default=1)
     if several > 1:
-        return Reason(Code.MULTIFRAME_UNSUPPORTED, f"{several} frames in one object; one slice per object is required.")
-    return None
+        return Reason(
+            Code.MULTIFRAME_UNSUPPORTED,
+            f"{several} frames in one object of CT Image Storage; that class holds one slice per object.",
+        )
+    if not series.enhanced or len(series.objects) == 1 or _is_concatenated(series):
+        return None
+    kinds = f"{len(series.enhanced)} enhanced CT {'object' if len(series.enhanced) == 1 else 'objects'}"
+    others = len(series.objects) - len(series.enhanced)
+    mixed = f" and {others} other {'object' if others == 1 else 'objects'}" if others else ""
+    return Reason(
+        Code.MULTIFRAME_UNSUPPORTED, f"{kinds}{mixed} in one series; one that holds the whole CT is required."
+    )
+
+
+def concatenation(series: Series, policy: EligibilityPolicy) -> Reason | None:
+    """No object is a part of a larger one that was cut for sending (PS3.3 C.7.6.16.2.2.4)."""
+    parts = sum(1 for facts in series.objects if facts.concatenation_uid is not None)
+    if not parts:
+        return None
+    noun = "object is a part" if parts == 1 else "objects are parts"
+    return Reason(
+        Code.CONCATENATION, f"{parts} {noun} of a concatenation; have the sender's system send the CT as one object."
+    )
 
 
 def pixels(series: Series, policy: EligibilityPolicy) -> Reason | None:
@@ -376,11 +401,11 @@ def coverage(series: Series, policy: EligibilityPolicy) -> Reason | None:
 
 def slice_limit(series: Series, policy: EligibilityPolicy) -> Reason | None:
     """Not more slices than the worker's memory is meant for."""
-    if len(series.instances) <= policy.slices_maximum:
+    # An object whose frames were too many to be read one by one stands as a single image.
+    slices = max(len(series.instances), *(facts.frames for facts in series.objects))
+    if slices <= policy.slices_maximum:
         return None
-    return Reason(
-        Code.TOO_MANY_SLICES, f"{len(series.instances)} slices; at most {policy.slices_maximum} are accepted."
-    )
+    return Reason(Code.TOO_MANY_SLICES, f"{slices} slices; at most {policy.slices_maximum} are accepted.")
 
 
 def unambiguous(series: Series, policy: EligibilityPolicy) -> Reason | None:
@@ -391,7 +416,7 @@ def unambiguous(series: Series, policy: EligibilityPolicy) -> Reason | None:
     return Reason(Code.CONFLICTING_COPIES, f"{series.conflicts} {noun} arrived again with other content.")
 
 
-OBJECT_RULES: tuple[Rule, ...] = (modality, sop_class, single_frame, pixels, unambiguous)
+OBJECT_RULES: tuple[Rule, ...] = (modality, sop_class, concatenation, single_volume, pixels, unambiguous)
 CT_RULES: tuple[Rule, ...] = (
     localizer,
     original,
@@ -436,15 +461,19 @@ CAUTIONS: tuple[Rule, ...] = (thick_slices,)
 
 # The verdict
 
+OWN_OUTPUT = Reason(Code.OWN_OUTPUT, "Made by Osteogate itself and sent back: kept, and otherwise ignored.")
+
 
 def assess_series(instances: Sequence[InstanceFacts], policy: Policy, *, conflicts: int = 0) -> Verdict:
     """Judge one series by its headers: every rule that can be evaluated, every reason that it gives."""
     if not instances:
         return Verdict(False, (Reason(Code.UNREADABLE, "The series holds no readable image."),))
+    if all(facts.own_output for facts in instances):
+        return Verdict(False, (OWN_OUTPUT,))
     rules = policy.eligibility
     series = Series.of(instances, rules, conflicts)
     reasons = _reasons(OBJECT_RULES, series, rules)
-    if not _is_plain_ct(series):
+    if not _is_ct_volume(series, rules):
         return Verdict(False, reasons)
     reasons += _reasons(CT_RULES, series, rules)
     return Verdict(not reasons, reasons, () if reasons else _reasons(CAUTIONS, series, rules))
@@ -454,8 +483,13 @@ def _reasons(rules: tuple[Rule, ...], series: Series, policy: EligibilityPolicy)
     return tuple(reason for reason in (rule(series, policy) for rule in rules) if reason is not None)
 
 
-def _is_plain_ct(series: Series) -> bool:
-    return all(facts.sop_class_uid == CT_IMAGE_STORAGE and facts.frames <= 1 for facts in series.instances)
+def _is_ct_volume(series: Series, policy: EligibilityPolicy) -> bool:
+    """Whether the series is one set of CT images: only then do the questions about a CT make sense."""
+    return not any(rule(series, policy) for rule in (sop_class, concatenation, single_volume))
+
+
+def _is_concatenated(series: Series) -> bool:
+    return any(facts.concatenation_uid is not None for facts in series.objects)
 
 
 # The choice

@@ -6,7 +6,7 @@ Read tolerantly by `service.dicom.headers`, kept as JSON beside each instance, a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 Vector = tuple[float, float, float]
@@ -70,10 +70,22 @@ class InstanceFacts:
     synthetic: bool = False  # SyntheticData (0008,001C) YES
     # Objects other than plain slices
     frame_positions_lps_mm: tuple[Vector, ...] = ()  # enhanced CT: where each frame lies, in frame order
+    frame_values: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # facts that differ between frames, each in frame order
     concatenation_uid: str | None = None  # a part of a larger multi-frame object (PS3.3 C.7.6.16.2.2.4)
     segments: tuple[str, ...] = ()  # SEG: each segment's property type as "SCT:14293000"
     referenced_series_uids: tuple[str, ...] = ()  # SEG: the series it was drawn on
     own_output: bool = False  # a report or segmentation that Osteogate made
+
+    def per_frame(self) -> tuple[InstanceFacts, ...]:
+        """The frames as if each were an object of its own; the object itself where they are not known."""
+        count = len(self.frame_positions_lps_mm)
+        if not count or any(len(values) != count for _, values in self.frame_values):
+            return (self,)
+        one = replace(self, frames=1, frame_positions_lps_mm=(), frame_values=())
+        return tuple(
+            replace(one, position_lps_mm=position, **{name: values[k] for name, values in self.frame_values})
+            for k, position in enumerate(self.frame_positions_lps_mm)
+        )
 
     def as_json(self) -> dict[str, Any]:
         """A JSON-ready mapping; `from_json` reads it back to an equal value."""

@@ -18,7 +18,7 @@ from service.domain.facts import InstanceFacts
 from service.domain.policy import DEFAULT_POLICY, load_policy
 from service.domain.reasons import Code
 
-from .helpers import GOOD, series
+from .helpers import GOOD, enhanced, series
 
 
 def codes(verdict: Verdict) -> list[Code]:
@@ -92,9 +92,8 @@ def test_one_spoilt_image_of_many_is_enough(changes: dict[str, Any], code: Code,
 @pytest.mark.parametrize(
     ("sop_class", "expected"),
     [
-        ("1.2.840.10008.5.1.4.1.1.2.1", [Code.MULTIFRAME_UNSUPPORTED]),
-        ("1.2.840.10008.5.1.4.1.1.2.2", [Code.MULTIFRAME_UNSUPPORTED]),
         ("1.2.840.10008.5.1.4.1.1.7", [Code.SOP_CLASS_UNSUPPORTED]),
+        ("1.2.840.10008.5.1.4.1.1.4.1", [Code.SOP_CLASS_UNSUPPORTED]),
     ],
 )
 def test_other_objects_get_only_the_rules_that_ask_what_they_are(sop_class: str, expected: list[Code]) -> None:
@@ -108,8 +107,105 @@ def test_a_report_is_no_ct_and_has_no_pixels() -> None:
     assert codes(assess_series([report], DEFAULT_POLICY)) == expected
 
 
+def test_our_own_output_is_told_as_that_and_nothing_else() -> None:
+    report = InstanceFacts("1", "1.1", "1.1.1", "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.1.2.1", modality="SR")
+    ours = replace(report, own_output=True)
+    assert codes(assess_series([ours], DEFAULT_POLICY)) == [Code.OWN_OUTPUT]
+    foreign = replace(report, sop_instance_uid="1.1.2")
+    assert Code.OWN_OUTPUT not in codes(assess_series([ours, foreign], DEFAULT_POLICY))
+
+
 def test_several_frames_under_a_single_frame_class() -> None:
     assert codes(assess_series(series(1, frames=12), DEFAULT_POLICY)) == [Code.MULTIFRAME_UNSUPPORTED]
+
+
+# Enhanced CT: one object, judged as the slices that it holds
+
+
+@pytest.mark.parametrize("sop_class", sorted(eligibility.ENHANCED_CT))
+def test_an_enhanced_ct_is_judged_as_the_series_of_its_frames(sop_class: str) -> None:
+    assert assess_series([enhanced(series(), sop_class_uid=sop_class)], DEFAULT_POLICY) == Verdict(True, (), ())
+    thick = series(80, step_mm=2.0, slice_thickness_mm=2.0)
+    assert assess_series([enhanced(thick)], DEFAULT_POLICY) == assess_series(thick, DEFAULT_POLICY)
+
+
+@pytest.mark.parametrize(("changes", "code", "words"), SPOILT, ids=lambda value: str(value)[:60])
+def test_each_spoilt_value_of_an_enhanced_ct_is_refused(changes: dict[str, Any], code: Code, words: str) -> None:
+    verdict = assess_series([enhanced(series(**changes))], DEFAULT_POLICY)
+    words = words.replace("all 160 images", "the only image") if "position_lps_mm" in changes else words
+    assert words in {reason.code: reason.text for reason in verdict.reasons}[code]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"kvp": 80.0}, Code.KVP_NOT_120, "80, 120 kVp"),
+        ({"kvp": None}, Code.KVP_MISSING, "1 of 160 images"),
+        ({"convolution_kernel": ("Br64f", "3")}, Code.KERNEL_NOT_ALLOWED, "Br64f"),
+        ({"image_type": ("DERIVED", "PRIMARY", "VOLUME", "MEAN")}, Code.DERIVED, "DERIVED"),
+        ({"image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER", "NONE")}, Code.LOCALIZER, "1 of 160 images"),
+        ({"slice_thickness_mm": 5.0}, Code.SLICES_TOO_THICK, "5 mm thick"),
+        ({"pixel_spacing_mm": (0.9, 0.9)}, Code.MIXED_GEOMETRY, "pixel spacing"),
+        ({"pixel_spacing_mm": None}, Code.NO_GEOMETRY, "1 of 160 images"),
+        ({"row_cosine": (0.0, 1.0, 0.0), "column_cosine": (-1.0, 0.0, 0.0)}, Code.MIXED_GEOMETRY, "orientation"),
+        ({"gantry_tilt_deg": 9.0}, Code.GANTRY_TILT, "9.0 deg"),
+        ({"rescale_intercept": None}, Code.NO_RESCALE, "1 of 160 images"),
+        ({"rescale_type": "OD"}, Code.NOT_HU, "OD"),
+        ({"multienergy": True}, Code.MONOENERGETIC, "MultienergyCTAcquisition"),
+    ],
+)
+def test_one_frame_that_differs_is_enough(changes: dict[str, Any], code: Code, words: str) -> None:
+    frames = series()
+    frames[7] = replace(frames[7], **changes)
+    verdict = assess_series([enhanced(frames)], DEFAULT_POLICY)
+    assert words in {reason.code: reason.text for reason in verdict.reasons}[code]
+
+
+def test_frames_may_have_intercepts_of_their_own() -> None:
+    frames = [replace(one, rescale_intercept=-1024.0 + k) for k, one in enumerate(series())]
+    assert assess_series([enhanced(frames)], DEFAULT_POLICY).eligible
+
+
+def test_two_phases_in_one_object_lie_at_the_same_places() -> None:
+    assert codes(assess_series([enhanced([*series(), *series()])], DEFAULT_POLICY)) == [Code.DUPLICATE_POSITION]
+
+
+def test_a_frame_is_missing_in_an_enhanced_ct() -> None:
+    frames = series()
+    assert codes(assess_series([enhanced(frames[:80] + frames[81:])], DEFAULT_POLICY)) == [Code.MISSING_SLICE]
+
+
+def test_one_series_holds_one_enhanced_object() -> None:
+    half = [enhanced(series()[:80], sop_instance_uid="1.1"), enhanced(series()[80:], sop_instance_uid="1.2")]
+    verdict = assess_series(half, DEFAULT_POLICY)
+    assert codes(verdict) == [Code.MULTIFRAME_UNSUPPORTED]
+    assert verdict.reasons[0].text.startswith("2 enhanced CT objects in one series")
+    mixed = assess_series([half[0], *series()[80:]], DEFAULT_POLICY)
+    assert codes(mixed) == [Code.MULTIFRAME_UNSUPPORTED]
+    assert mixed.reasons[0].text.startswith("1 enhanced CT object and 80 other objects")
+
+
+def test_parts_of_a_concatenation_are_refused_for_what_they_are() -> None:
+    parts = [
+        enhanced(series()[start : start + 40], sop_instance_uid=f"1.{start}", concatenation_uid="1.9")
+        for start in range(0, 160, 40)
+    ]
+    verdict = assess_series(parts, DEFAULT_POLICY)
+    assert codes(verdict) == [Code.CONCATENATION]
+    assert verdict.reasons[0].text.startswith("4 objects are parts of a concatenation")
+    assert codes(assess_series(parts[:1], DEFAULT_POLICY)) == [Code.CONCATENATION]
+
+
+def test_frames_too_many_to_be_read_are_refused_for_their_number() -> None:
+    verdict = assess_series([replace(enhanced(series()), frames=9000, frame_positions_lps_mm=())], DEFAULT_POLICY)
+    assert {reason.code: reason.text for reason in verdict.reasons}[Code.TOO_MANY_SLICES].startswith("9000 slices")
+
+
+def test_an_enhanced_ct_and_a_plain_series_are_chosen_by_the_same_rules() -> None:
+    thin = [replace(enhanced(series()), series_number=9)]
+    choice = _chosen(("1.a", series(80, step_mm=2.0, slice_thickness_mm=2.0)), ("1.b", thin))
+    assert choice.series_uid == "1.b"
+    assert "1 mm slices, kernel Br40d, 160 mm long" in choice.text
 
 
 def test_all_reasons_are_given_not_only_the_first() -> None:
@@ -307,6 +403,13 @@ _BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "tuple[str, ...]": st.lists(st.text(max_size=8), max_size=3).map(tuple),
     "Vector | None": _ODD_VECTORS,
     "tuple[Vector, ...]": st.lists(st.tuples(*[st.floats()] * 3), max_size=3).map(tuple),
+    "tuple[tuple[str, tuple[Any, ...]], ...]": st.lists(
+        st.tuples(
+            st.sampled_from(["kvp", "row_cosine", "rescale_slope"]),
+            st.lists(st.none(), max_size=3).map(tuple),
+        ),
+        max_size=3,
+    ).map(tuple),
     "tuple[float, float] | None": st.none() | st.tuples(st.floats(), st.floats()),
 }
 
