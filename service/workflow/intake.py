@@ -15,7 +15,11 @@ from typing import Any, TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from service.dicom import syntaxes
 from service.dicom.received import Received, Stored
+from service.domain.eligibility import assess_series
+from service.domain.facts import InstanceFacts
+from service.domain.policy import DEFAULT_POLICY
 from service.domain.states import StudyState
 from service.settings import Settings
 from service.store.engine import Store
@@ -23,6 +27,10 @@ from service.store.tables import ConflictRow, InstanceRow, RefusalRow, SeriesRow
 from service.store.upsert import insert_missing
 
 Text = TypeVar("Text", str, str | None)
+
+REPORT_CLASSES = frozenset(
+    {syntaxes.ENHANCED_SR_STORAGE, syntaxes.COMPREHENSIVE_SR_STORAGE, syntaxes.COMPREHENSIVE_3D_SR_STORAGE}
+)
 
 
 class Door:
@@ -113,6 +121,7 @@ class _Intake:
         self.answers: dict[int, Stored] = {}
         self.studies: dict[str, StudyRow] = {}
         self.series: dict[str, SeriesRow] = {}
+        self.made: set[str] = set()  # UIDs of the studies that this batch is the first to bring
         self.new: dict[str, int] = {}  # SOP instance UID -> index in the batch
         self.conflicts: list[Received] = []
 
@@ -136,7 +145,7 @@ class _Intake:
         for _, item in self.open():
             first.setdefault(item.facts.study_uid, item)
         rows = [_study_values(item) for item in first.values()]
-        insert_missing(self.session, StudyRow, rows, ["study_uid"])
+        self.made = set(insert_missing(self.session, StudyRow, rows, ["study_uid"]))
         statement = select(StudyRow).where(StudyRow.study_uid.in_(list(first))).order_by(StudyRow.study_uid)
         locked = statement.with_for_update().execution_options(populate_existing=True)
         self.studies = {row.study_uid: row for row in self.session.scalars(locked)}
@@ -186,19 +195,57 @@ class _Intake:
         insert_missing(self.session, ConflictRow, rows, ["sop_instance_uid", "sha256"])
 
     def touch_studies(self) -> None:
-        """Count; a new instance reopens a closed study (its next close raises the revision)."""
+        """Count; a new image or segmentation reopens a closed study (its next close raises the revision).
+
+        A report changes nothing that was measured, and our own output least of all: it does not even keep a
+        study from closing.
+        """
         for index in self.new.values():
             self.series[self.batch[index].facts.series_uid].instance_count += 1
-        grown = {self.batch[index].facts.study_uid for index in self.new.values()}
+        grown = {self.batch[index].facts.study_uid for index in self.new.values() if self._reopens(self.batch[index])}
         for index, item in enumerate(self.batch):
             study = self.studies.get(item.facts.study_uid)
             if study is None or self.answers[index] in (Stored.SERIES_MISMATCH, Stored.STUDY_FULL):
                 continue
             if item.facts.study_uid in grown:
                 study.state = StudyState.RECEIVING.value
-            if study.state == StudyState.RECEIVING.value:
+            if study.state == StudyState.RECEIVING.value and not item.facts.own_output:
                 study.last_received_at = max(study.last_received_at, item.received_at)
+        self._close_studies_of_our_own()
+        self._judge_what_no_close_will()
         self.session.flush()
+
+    def _reopens(self, item: Received) -> bool:
+        """Whether a new instance can change the result; one in the measured series always may, whatever it is."""
+        if self.series[item.facts.series_uid].chosen:
+            return True
+        return not (item.facts.own_output or item.facts.sop_class_uid in REPORT_CLASSES)
+
+    def _close_studies_of_our_own(self) -> None:
+        """A study of which nothing but our own output came (an archive's move) is not waited for."""
+        came: dict[str, list[InstanceFacts]] = {}
+        for index in self.new.values():
+            came.setdefault(self.batch[index].facts.study_uid, []).append(self.batch[index].facts)
+        for uid in self.made & came.keys():
+            if all(facts.own_output for facts in came[uid]):
+                study = self.studies[uid]
+                study.state = StudyState.NOT_SCREENED.value
+                study.choice = "Nothing but Osteogate's own reports or segmentations came of this study."
+                study.closed_at = study.last_received_at
+
+    def _judge_what_no_close_will(self) -> None:
+        """A fresh series in a study that stays closed gets its verdict now; so does our own output, always."""
+        came: dict[str, list[InstanceFacts]] = {}
+        for index in self.new.values():
+            came.setdefault(self.batch[index].facts.series_uid, []).append(self.batch[index].facts)
+        for uid, instances in came.items():
+            series = self.series[uid]
+            closed = self.studies[instances[0].study_uid].state != StudyState.RECEIVING.value
+            if series.eligible is not None or not (closed or all(facts.own_output for facts in instances)):
+                continue
+            verdict = assess_series(instances, DEFAULT_POLICY)  # no threshold plays a part in what an object is
+            series.eligible = verdict.eligible
+            series.reasons = [reason.as_dict() for reason in verdict.reasons]
 
     def _repeated(self, index: int, item: Received, sha256: str) -> None:
         if item.sha256 == sha256:

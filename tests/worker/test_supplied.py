@@ -19,11 +19,10 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.sr.codedict import codes as dictionary
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, generate_uid
 
+from service.dicom.syntaxes import LABEL_MAP_SEGMENTATION_STORAGE, SEGMENTATION_STORAGE
 from worker.segmentation import SegmentationError, SuppliedLabels
 from worker.segmentation.base import L1, L2, L3, L4, L5, S1, SACRUM, T12, LabelArray
 from worker.segmentation.dicom_seg import (
-    LABEL_MAP_SEGMENTATION_STORAGE,
-    SEGMENTATION_STORAGE,
     VERTEBRAE,
     SuppliedError,
     read_header,

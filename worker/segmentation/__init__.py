@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from worker.segmentation.base import Segmentation, SegmentationError, Segmenter
+from worker.segmentation.dicom_seg import SuppliedError
 from worker.segmentation.supplied import SuppliedLabels
 from worker.segmentation.weights import BUILT_IN, WeightsError, verify
 
@@ -18,6 +19,7 @@ __all__ = [
     "Segmentation",
     "SegmentationError",
     "Segmenter",
+    "SuppliedError",
     "SuppliedLabels",
     "WeightsError",
     "load_segmenter",

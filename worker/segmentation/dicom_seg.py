@@ -24,55 +24,28 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
-from pydicom.sr.coding import Code
 from scipy import ndimage
 
-from worker.segmentation.base import L1, L2, L3, L4, L5, L6, S1, SACRUM, T10, T11, T12, LabelArray, SegmentationError
+from service.dicom.part10 import BoundedFile
+from service.dicom.segments import SOP_CLASSES
+from service.domain.supplied import SUPPLIED
+from service.domain.vertebrae import BY_CODE
+from service.domain.vertebrae import VERTEBRAE as KNOWN
+from worker.segmentation.base import S1, SACRUM, LabelArray, SegmentationError
 from worker.volume import LOSSLESS_SYNTAXES, MAX_SLICE_PIXELS, MAX_VOXELS, STEP_TOLERANCE, Volume, codestream_size
 
 Affine = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
-LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # PS3.3 A.90, since 2024b
-SOP_CLASSES = frozenset({SEGMENTATION_STORAGE, LABEL_MAP_SEGMENTATION_STORAGE})
-
 MAX_FRAMES = 100_000
 MAX_OVERLAP_VOXELS = 10  # that two vertebrae may both claim: rounding at a shared surface, not a mistake
 SAME_PLACE_MM = 0.01  # frames of several segments at one position differ by rounding only
 SIDEWAYS_PIXELS = 0.25  # how far frames may be shifted within their plane and still be one stack
 
-# Code of the property type -> class id of TotalSegmentator's `total`. SNOMED CT by PS3.16 CID 7603 and by
-# TotalSegmentator's own table; pydicom's Code equates the SNOMED-RT codes that dcmqi wrote (T-11910 is L1).
+# Code of the property type -> class id of TotalSegmentator's `total`
 VERTEBRAE: Mapping[tuple[str, str], int] = {
-    ("54735007", "SCT"): SACRUM,
-    ("65985001", "SCT"): S1,  # the only one without a SNOMED-RT code in pydicom's dictionary
-    ("49668003", "SCT"): L5,
-    ("11994002", "SCT"): L4,
-    ("36470004", "SCT"): L3,
-    ("14293000", "SCT"): L2,
-    ("66794005", "SCT"): L1,
-    ("23215003", "SCT"): T12,
-    ("12989004", "SCT"): T11,
-    ("7610001", "SCT"): T10,
-    ("82687006", "SCT"): 35,  # T9
-    ("11068009", "SCT"): 36,
-    ("62487009", "SCT"): 37,
-    ("45296009", "SCT"): 38,
-    ("56401006", "SCT"): 39,
-    ("73071006", "SCT"): 40,
-    ("1626008", "SCT"): 41,
-    ("53733008", "SCT"): 42,
-    ("64864005", "SCT"): 43,  # T1
-    ("87391001", "SCT"): 44,  # C7
-    ("36054005", "SCT"): 45,
-    ("36978003", "SCT"): 46,
-    ("5329002", "SCT"): 47,
-    ("113205007", "SCT"): 48,
-    ("39976000", "SCT"): 49,
-    ("14806007", "SCT"): 50,  # C1
-    ("L6", "99OSTEOGATE"): L6,  # no public code for a sixth lumbar body is known to us
+    (value, scheme): one.class_id for one in KNOWN for scheme, value in [one.code.split(":")]
 }
 
 
@@ -95,7 +68,7 @@ class SegHeader:
     @property
     def name(self) -> str:
         """How the provenance names it."""
-        return f"supplied DICOM SEG by {self.made_by} ({self.sop_instance_uid})"
+        return f"{SUPPLIED} DICOM SEG by {self.made_by} ({self.sop_instance_uid})"
 
 
 @dataclass(frozen=True)
@@ -157,7 +130,8 @@ def read_labels(path: Path, volume: Volume) -> LabelArray:
 
 def _read(path: Path, *, header_only: bool = False) -> Dataset:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=header_only)
+        with BoundedFile(path) as file:
+            return pydicom.dcmread(file, stop_before_pixels=header_only)
     except (Exception, RecursionError) as error:  # deeply nested sequences exhaust pydicom's recursion
         raise SuppliedError(f"{path.name}: not readable as DICOM ({type(error).__name__}).") from error
 
@@ -228,8 +202,8 @@ def _class_id(segment: Dataset) -> int | None:
     types = segment.get("SegmentedPropertyTypeCodeSequence", None) or ()
     if not types:
         return None
-    code = Code(str(types[0].get("CodeValue", "")), str(types[0].get("CodingSchemeDesignator", "")), "")
-    return next((label for known, label in VERTEBRAE.items() if Code(*known, "") == code), None)
+    known = BY_CODE.get(f"{types[0].get('CodingSchemeDesignator', '')}:{types[0].get('CodeValue', '')}")
+    return None if known is None else known.class_id
 
 
 def _contents(dataset: Dataset) -> str:
@@ -453,12 +427,7 @@ class _Canvas:
 
 def _name(label: int) -> str:
     """A vertebra's usual name, for the text of a refusal."""
-    if label in (SACRUM, S1, L6):
-        return {SACRUM: "sacrum", S1: "S1", L6: "L6"}[label]
-    for letter, lowest, count in (("L", L5, 5), ("T", T12, 12), ("C", 44, 7)):
-        if lowest <= label < lowest + count:
-            return f"{letter}{count - (label - lowest)}"
-    return str(label)
+    return next((one.name for one in KNOWN if one.class_id == label), str(label))
 
 
 def _paint(dataset: Dataset, header: SegHeader, planes: Sequence[_Plane], stack: _Stack, path: Path) -> LabelArray:

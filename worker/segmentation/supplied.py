@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from scipy import ndimage
+
 from models.spine_unet import file_sha256
-from worker.segmentation.base import Segmentation
-from worker.segmentation.dicom_seg import is_dicom, read_header, read_labels
+from service.dicom.headers import HeaderError, read_facts
+from service.domain.supplied import SUPPLIED
+from worker.segmentation.base import L1, L2, L3, L4, L5, S1, SACRUM, T12, LabelArray, Segmentation
+from worker.segmentation.dicom_seg import SuppliedError, is_dicom, read_header, read_labels
 from worker.volume import Volume, load_label_map
+
+CHECKED = {"T12": T12, "L1": L1, "L2": L2, "L3": L3, "L4": L4, "L5": L5}
 
 
 class SuppliedLabels:
@@ -22,12 +30,58 @@ class SuppliedLabels:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._load = read_labels if is_dicom(path) else load_label_map
-        self.name = read_header(path).name if is_dicom(path) else f"supplied label map {path.name}"
+        self._dicom = is_dicom(path)
+        with _refusals(path):
+            self.name = read_header(path).name if self._dicom else f"{SUPPLIED} label map {path.name}"
         self.sha256 = file_sha256(path)
 
     def segment(self, volume: Volume) -> Segmentation:
-        """The supplied labels on the volume's grid; there is no second opinion."""
+        """The supplied labels on the volume's grid; there is no second opinion.
+
+        Raises:
+            SuppliedError: the DICOM SEG cannot be used on this volume; the text says why.
+            VolumeError: the NIfTI label map cannot.
+        """
         started = time.perf_counter()
-        labels = self._load(self._path, volume)
+        if self._dicom:
+            with _refusals(self._path):
+                labels = read_labels(self._path, volume)
+        else:
+            labels = load_label_map(self._path, volume)
         return Segmentation(labels, self.name, self.sha256, {"segmentation": time.perf_counter() - started})
+
+
+def check_complete(labels: LabelArray) -> None:
+    """Whether labels [k, j, i] hold what the numbering is checked by: T12 to L5 and the sacrum.
+
+    Raises:
+        SuppliedError: something of that is not outlined; the text says what.
+    """
+    outlined = {number for number, box in enumerate(ndimage.find_objects(labels), start=1) if box is not None}
+    lacking = [name for name, label in CHECKED.items() if label not in outlined]
+    if not outlined.intersection((SACRUM, S1)):
+        lacking.append("the sacrum")
+    if lacking:
+        raise SuppliedError(f"it does not outline {', '.join(lacking)}, without which its levels cannot be checked.")
+
+
+def unused(path: Path, error: SuppliedError) -> str:
+    """What a result says of a supplied segmentation that could not be used: which one, whose, and why."""
+    try:
+        facts = read_facts(path)
+        name = f"{facts.sop_instance_uid} by {facts.manufacturer or 'an unnamed maker'}"
+    except HeaderError:
+        name = path.name
+    why = str(error).removeprefix(f"{path.name}: ").rstrip(".")
+    return f"The supplied segmentation {name} was not used: {why}. Osteogate's own networks segmented instead."
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """A broken segmentation is refused, however it breaks its reader; an unreadable disk is no refusal."""
+    try:
+        yield
+    except (SuppliedError, OSError, MemoryError):
+        raise
+    except Exception as error:  # pydicom converts lazily: any element may raise nearly anything when it is looked at
+        raise SuppliedError(f"{path.name}: it is not readable ({type(error).__name__}).") from error

@@ -1,0 +1,164 @@
+"""The pipeline with a segmentation that others supplied: measured with, or left aside with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from service.domain.result import Measurements
+from service.settings import Settings
+from service.workflow import artefacts
+from tests.foreign_seg import write_foreign_seg
+from worker.jobs import ScreenRequest
+from worker.pipeline import Pipeline
+from worker.segmentation import Segmentation
+from worker.start import make_pipeline
+from worker.volume import Volume, load_dicom
+
+EMPTY = "an empty network"
+
+
+@dataclass(frozen=True)
+class FindsNothing:
+    """Our own networks' place, taken by something quick that finds no spine."""
+
+    name: str = EMPTY
+    sha256: str = "e" * 64
+
+    def segment(self, volume: Volume) -> Segmentation:
+        return Segmentation(np.zeros(volume.hu.shape, dtype=np.uint8), self.name, self.sha256)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    loaded = make_pipeline(Settings(data_dir=tmp_path_factory.mktemp("settings")))
+    return Pipeline(FindsNothing(), loaded.predictor, loaded.device)
+
+
+@pytest.fixture(scope="module")
+def seg(digital_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_foreign_seg(
+        sorted((digital_study / "dicom").glob("*.dcm")),
+        digital_study / "labels.nii.gz",
+        tmp_path_factory.mktemp("seg") / "0123abcd.dcm",
+    )
+
+
+@pytest.fixture(scope="module")
+def volume(digital_study: Path) -> Volume:
+    return load_dicom(sorted((digital_study / "dicom").glob("*.dcm")))
+
+
+def measure(pipeline: Pipeline, volume: Volume, out: Path, segmentation: Path | None) -> Measurements:
+    out.mkdir(exist_ok=True)
+    return pipeline.run(volume, out, supplied=segmentation)[0]
+
+
+def changed(seg: Path, target: Path, **elements: object) -> Path:
+    dataset = pydicom.dcmread(seg)
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(target)
+    return target
+
+
+def test_a_supplied_segmentation_takes_the_networks_place(
+    pipeline: Pipeline, digital_study: Path, seg: Path, tmp_path: Path
+) -> None:
+    paths = tuple(sorted((digital_study / "dicom").glob("*.dcm")))
+    measured = pipeline.screen(ScreenRequest(paths, tmp_path, seg))
+    made = measured.provenance
+    assert made.segmenter is not None
+    assert made.segmenter.startswith("supplied DICOM SEG by ")
+    assert str(pydicom.dcmread(seg, stop_before_pixels=True).SOPInstanceUID) in made.segmenter
+    assert "A foreign maker" in made.segmenter
+    assert made.segmenter_sha256 is not None
+    assert made.segmenter_sha256 != FindsNothing.sha256
+    assert [level.level for level in measured.valid_levels()] == ["L1", "L2", "L3", "L4"]
+    kept = artefacts.labels(tmp_path)  # what the steward makes our segmentation object of
+    assert kept.shape[0] == len(paths)
+    assert {28, 29, 30, 31} <= set(np.unique(kept).tolist())
+    assert not any("supplied" in note for note in measured.anatomy.notes)
+
+
+def test_without_one_our_own_networks_segment(pipeline: Pipeline, volume: Volume, tmp_path: Path) -> None:
+    measured = measure(pipeline, volume, tmp_path, None)
+    assert (measured.provenance.segmenter, measured.valid_levels()) == (EMPTY, [])
+    assert not any("supplied" in note for note in measured.anatomy.notes)
+
+
+@pytest.mark.parametrize(
+    ("elements", "why"),
+    [
+        ({"FrameOfReferenceUID": "1.2.3"}, "frame of reference is not the CT's"),
+        ({"SegmentationType": "FRACTIONAL"}, "FRACTIONAL"),
+        ({"NumberOfFrames": 3}, "descriptions of frames"),
+    ],
+)
+def test_an_unusable_one_is_left_aside_and_named(
+    pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path, elements: dict[str, object], why: str
+) -> None:
+    broken = changed(seg, tmp_path / "89abcdef.dcm", **elements)
+    measured = measure(pipeline, volume, tmp_path / "out", broken)
+    assert measured.provenance.segmenter == EMPTY
+    note = measured.anatomy.notes[0]
+    assert note.startswith(f"The supplied segmentation {pydicom.dcmread(broken).SOPInstanceUID} by A foreign maker ")
+    assert why in note
+    assert "89abcdef" not in note  # a name of the spool tells nobody anything
+
+
+@pytest.mark.parametrize(
+    ("left_out", "lacking"),
+    [
+        (("L5",), "does not outline L5,"),
+        (("S1", "sacrum"), "does not outline the sacrum,"),
+        (("T12", "L1", "L2", "L4", "L5", "S1", "sacrum"), "does not outline T12, L1, L2, L4, L5, the sacrum,"),
+    ],
+)
+def test_one_that_outlines_too_little_does_not_spoil_the_study(
+    pipeline: Pipeline, digital_study: Path, volume: Volume, tmp_path: Path, left_out: tuple[str, ...], lacking: str
+) -> None:
+    """Its levels could not be checked: alone it would make every CT not assessable."""
+    files = sorted((digital_study / "dicom").glob("*.dcm"))
+    partial = write_foreign_seg(files, digital_study / "labels.nii.gz", tmp_path / "1.dcm", leave_out=left_out)
+    measured = measure(pipeline, volume, tmp_path / "out", partial)
+    assert measured.provenance.segmenter == EMPTY
+    assert lacking in measured.anatomy.notes[0]
+
+
+def test_one_that_contradicts_itself_is_believed_in_that(
+    pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path
+) -> None:
+    """Whoever outlined it may have seen a reason for doubt: our own networks do not overrule it."""
+    dataset = pydicom.dcmread(seg)
+    codes = {item.SegmentLabel: item.SegmentedPropertyTypeCodeSequence for item in dataset.SegmentSequence}
+    for item in dataset.SegmentSequence:
+        swapped = {"L2 outlined": "L3 outlined", "L3 outlined": "L2 outlined"}.get(item.SegmentLabel)
+        if swapped:
+            item.SegmentedPropertyTypeCodeSequence = codes[swapped]
+    dataset.save_as(tmp_path / "swapped.dcm")
+    measured = measure(pipeline, volume, tmp_path / "out", tmp_path / "swapped.dcm")
+    assert (measured.provenance.segmenter or "").startswith("supplied DICOM SEG")
+    assert "LEVELS_UNCERTAIN" in [reason.code.value for reason in measured.refusals]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.98])
+def test_a_truncated_one_costs_the_study_nothing(
+    pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path, share: float
+) -> None:
+    whole = seg.read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(whole[: int(share * len(whole))])
+    measured = measure(pipeline, volume, tmp_path / "out", tmp_path / "cut.dcm")
+    assert measured.provenance.segmenter == EMPTY
+    assert "was not used" in measured.anatomy.notes[0]
+
+
+def test_a_spool_that_cannot_be_read_is_no_verdict_on_the_segmentation(
+    pipeline: Pipeline, volume: Volume, tmp_path: Path
+) -> None:
+    with pytest.raises(OSError, match=r"gone\.dcm"):
+        measure(pipeline, volume, tmp_path, tmp_path / "gone.dcm")
