@@ -1,23 +1,31 @@
 """The steward: closes quiet studies, takes back jobs whose worker is gone, rings the bell for what waits.
 
-It keeps no memory of its own: killed and restarted anywhere, it goes on from the database.
+Beside it, each in a thread of its own, the scribe makes the DICOM objects of the results and one courier for each
+destination delivers them: a slow report or a destination that hangs delays no closing of studies.
+
+None keeps a memory of its own: killed and restarted anywhere, they go on from the database.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
+from service.courier import Courier
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow import screening, work
+from service.workflow import reporting, screening, work
 from service.workflow.bell import Ring
 from service.workflow.clock import Clock, utc_now
 from service.workflow.model import shipped_model_key
+from service.workflow.pulse import Beat, no_pulse
 
 log = logging.getLogger(__name__)
+
+LEAVE_SECONDS = 5.0  # a send in flight may end within this time; docker and `osteogate up` kill after 10
 
 
 class Steward:
@@ -32,6 +40,7 @@ class Steward:
         clock: Clock = utc_now,
         *,
         model_key: Callable[[], str] = shipped_model_key,
+        beat: Beat = no_pulse,
     ) -> None:
         """`model_key` names the model in force (its package's hash): a new model makes new job keys."""
         self._store = store
@@ -40,11 +49,13 @@ class Steward:
         self._ring = ring
         self._clock = clock
         self._model_key = model_key
+        self._beat = beat
 
     def run(self, stop: threading.Event) -> None:
         """Step until told to stop."""
         while not stop.is_set():
             self.step()
+            self._beat()
             stop.wait(self._settings.steward_interval_seconds)
 
     def step(self) -> None:
@@ -95,3 +106,52 @@ class Steward:
                 return
             with self._store.transaction() as session:
                 work.rung(session, job_id, self._clock())
+
+
+class Scribe:
+    """Makes the objects that results promise."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock = utc_now) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+
+    def run(self, stop: threading.Event) -> None:
+        """Make what is due until told to stop."""
+        while not stop.is_set():
+            try:
+                self.step(lambda: not stop.is_set())
+            except Exception:
+                log.exception("scribe: tried again in the next round")
+            stop.wait(self._settings.steward_interval_seconds)
+
+    def step(self, going_on: Callable[[], bool] = lambda: True) -> int:
+        """Everything that is due now; how many objects were made."""
+        return reporting.make_reports(self._store, self._settings, self._clock, going_on=going_on)
+
+
+def serve(steward: Steward, store: Store, settings: Settings, stop: threading.Event) -> bool:
+    """Run the steward with its scribe and couriers until told to stop.
+
+    False: one of them was still at work when the time to leave was over (a send in flight, say). The process may end
+    all the same: what it held comes back when its lease runs out.
+    """
+    helpers = [
+        threading.Thread(target=Scribe(store, settings).run, args=(stop,), name="scribe", daemon=True),
+        *(
+            threading.Thread(
+                target=Courier(store, settings, destination).run,
+                args=(stop,),
+                name=f"courier-{destination.name}",
+                daemon=True,
+            )
+            for destination in settings.destinations
+        ),
+    ]
+    for helper in helpers:
+        helper.start()
+    steward.run(stop)
+    until = time.monotonic() + LEAVE_SECONDS
+    for helper in helpers:
+        helper.join(max(0.0, until - time.monotonic()))
+    return not any(helper.is_alive() for helper in helpers)

@@ -19,10 +19,12 @@ from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
 from service.workflow.bell import SCREEN_QUEUE, broker_settings
+from service.workflow.pulse import Pulse
 from worker import tasks
 from worker.jobs import Ears, JobRunner, ScreenFunction
 
 MAX_MESSAGES_AHEAD = 1
+TRAIN_QUEUE = "train"
 
 
 def make_app(broker_url: str) -> Celery:
@@ -45,11 +47,27 @@ def make_app(broker_url: str) -> Celery:
     return app
 
 
-def run_worker(settings: Settings, store: Store, policy: Policy, queues: Sequence[str] = (SCREEN_QUEUE,)) -> None:
-    """Load the pipeline (which refuses altered weights), then serve until SIGTERM."""
+def run_worker(settings: Settings, store: Store, policy: Policy, queue: str = SCREEN_QUEUE) -> None:
+    """Serve a queue until SIGTERM; for `screen` load the pipeline first (which refuses altered weights)."""
+    if queue == TRAIN_QUEUE:
+        serve_training(settings)
+        return
     from worker.start import make_screen  # here: it loads torch
 
-    serve(settings, store, policy, make_screen(settings, policy), queues)
+    serve(settings, store, policy, make_screen(settings, policy))
+
+
+def serve_training(settings: Settings) -> None:
+    """Listen on the queue `train`, on which nothing arrives before retraining exists.
+
+    A queue of its own, so that a training run of days never stands before a patient's study.
+    """
+    app = make_app(settings.celery_url)
+    try:
+        with Pulse(settings.pulses, "worker").beating():
+            app.worker_main(_arguments((TRAIN_QUEUE,)))
+    finally:
+        app.close()
 
 
 def serve(
@@ -57,12 +75,12 @@ def serve(
     store: Store,
     policy: Policy,
     screen: ScreenFunction,
-    queues: Sequence[str] = (SCREEN_QUEUE,),
 ) -> None:
     """Run a solo Celery worker in this process, in its main thread, until SIGTERM or SIGINT."""
     stopping = threading.Event()
     name = f"{socket.gethostname()}:{os.getpid()}"
-    runner = JobRunner(store, settings, policy, screen, worker=name, stopping=stopping)
+    beat = Pulse(settings.pulses, "worker").beat
+    runner = JobRunner(store, settings, policy, screen, worker=name, stopping=stopping, beat=beat)
     app = make_app(settings.celery_url)
     tasks.register(app, runner.run)
 
@@ -76,7 +94,7 @@ def serve(
     worker_shutting_down.connect(note_shutdown, weak=False)
     try:
         with Ears(runner):
-            app.worker_main(_arguments(queues))
+            app.worker_main(_arguments((SCREEN_QUEUE,)))
     finally:
         worker_ready.disconnect(note_ready)
         worker_shutting_down.disconnect(note_shutdown)

@@ -26,8 +26,9 @@ from service.domain.result import Measurements, unmeasured
 from service.settings import Settings
 from service.store.engine import Store
 from service.version import software_version
-from service.workflow import screening, work
+from service.workflow import artefacts, screening, work
 from service.workflow.clock import Clock, utc_now
+from service.workflow.pulse import Beat, no_pulse
 from worker.volume import VolumeError
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,11 @@ _LOOKS_PER_PATIENCE = 10
 
 @dataclass(frozen=True)
 class ScreenRequest:
-    """One CT to measure: its files, and a fresh folder for the pictures."""
+    """One CT to measure: its files, a fresh folder for what is made, and a supplied segmentation to measure with."""
 
     paths: tuple[Path, ...]
     artefacts_dir: Path
+    segmentation: Path | None = None  # None: our own networks segment
 
 
 ScreenFunction = Callable[[ScreenRequest], Measurements]
@@ -79,6 +81,7 @@ class JobRunner:
         clock: Clock = utc_now,
         grace_seconds: float = GRACE_SECONDS,
         exit_process: Exit = os._exit,
+        beat: Beat = no_pulse,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -89,6 +92,7 @@ class JobRunner:
         self.clock = clock
         self.grace_seconds = grace_seconds
         self.exit_process = exit_process
+        self.beat = beat
         self.busy = False
         self.idle_since: datetime | None = None  # None until it listens
 
@@ -112,10 +116,10 @@ class JobRunner:
         if taken is None:
             log.info("job %d: not for us (taken, ended or not due)", job_id)
             return Outcome.NOT_CLAIMED
-        held, paths = taken
+        held, paths, segmentation = taken
         log.info("job %d: attempt %d on study %s", job_id, held.attempt, held.study_uid)
         folder = f"{held.job_id}-{held.token}"  # a stale worker keeps to a folder of its own
-        request = ScreenRequest(paths, self.settings.results_dir / folder)
+        request = ScreenRequest(paths, self.settings.results_dir / folder, segmentation)
         with Guard(self, held) as guard:
             outcome = self._measure(held, request, folder, guard)
             if guard.released:
@@ -125,7 +129,7 @@ class JobRunner:
         log.info("job %d: %s", job_id, outcome.value)
         return outcome
 
-    def _claim(self, job_id: int) -> tuple[work.Claim, tuple[Path, ...]] | None:
+    def _claim(self, job_id: int) -> tuple[work.Claim, tuple[Path, ...], Path | None] | None:
         with self.store.transaction() as session:
             held = work.claim(
                 session,
@@ -138,13 +142,17 @@ class JobRunner:
             )
             if held is None:
                 return None
-            # In the claim's transaction, while the study is held: exactly the images that the key names.
+            # In the claim's transaction, while the study is held: exactly the instances that the key names.
             names = screening.instance_paths(session, held.series_id)
-        return held, tuple(self.settings.spool_dir / name for name in names)
+            supplied = screening.segmentation_path(session, held.job_id)
+        spool = self.settings.spool_dir
+        return held, tuple(spool / name for name in names), None if supplied is None else spool / supplied
 
     def _measure(self, held: work.Claim, request: ScreenRequest, folder: str, guard: Guard) -> Outcome:
         try:
             request.artefacts_dir.mkdir(parents=True, exist_ok=True)
+            names = [str(path.relative_to(self.settings.spool_dir)) for path in request.paths]
+            artefacts.keep_sources(request.artefacts_dir, names)
             measurements = self.screen(request)
         except VolumeError as error:  # the images are at fault: another attempt would say the same
             measurements = not_readable(error)
@@ -165,7 +173,13 @@ class JobRunner:
             try:
                 with self.store.transaction() as session:
                     screening.record(
-                        session, held, measurements, artefacts=folder, policy=self.policy, now=self.clock()
+                        session,
+                        held,
+                        measurements,
+                        artefacts=folder,
+                        labelled=(self.settings.results_dir / folder / artefacts.LABELS).is_file(),
+                        policy=self.policy,
+                        now=self.clock(),
                     )
             except work.StaleToken:
                 return Outcome.LOST
@@ -211,6 +225,7 @@ class Ears:
 
     A consumer may lose its broker connection in a way that its library does not notice, and then sits idle beside
     a full queue for ever. The sign: idle for a while, all of it with a job waiting that was rung for since.
+    Until then each look is a beat of the pulse: the process works (the guard bounds for how long), or it hears.
     """
 
     def __init__(self, runner: JobRunner, patience_seconds: float = DEAF_SECONDS) -> None:
@@ -233,6 +248,8 @@ class Ears:
         while not self._ended.wait(self._patience_seconds / _LOOKS_PER_PATIENCE):
             if not self._unheard():
                 unheard_since = None
+                if runner.busy or runner.idle_since is not None:
+                    runner.beat()
                 continue
             unheard_since = unheard_since or time.monotonic()
             if time.monotonic() - unheard_since > self._patience_seconds and not runner.busy:

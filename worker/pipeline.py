@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from models.attenuation import Attenuation, disc_attenuation
 from models.crop import SagittalSlabs, Vertebra, VertebraError, locate, sagittal_slabs
+from service.dicom.reports.codes import LEVEL_NAMES
 from service.domain.reasons import Code, Reason
 from service.domain.result import (
     LEVELS,
@@ -28,10 +29,12 @@ from service.domain.result import (
 )
 from service.settings import Settings
 from service.version import software_version
+from service.workflow import artefacts
 from worker import anatomy as anatomy_room
 from worker import pictures
 from worker.predict import Prediction, Predictor
-from worker.segmentation import Segmentation, Segmenter, load_segmenter
+from worker.segmentation import Segmentation, Segmenter, SuppliedError, SuppliedLabels, load_segmenter
+from worker.segmentation.supplied import check_complete, unused
 from worker.volume import Volume, load_dicom
 
 LABEL_IDS: Mapping[str, int] = {"L1": 31, "L2": 30, "L3": 29, "L4": 28}
@@ -39,12 +42,14 @@ NEIGHBOURS = 3  # slabs kept per vertebra: the middle one and one 5 mm to either
 
 
 class ScreenInput(Protocol):
-    """What the job hands over: the spool's files and a folder for pictures."""
+    """What the job hands over: the spool's files, a folder for pictures, and a supplied segmentation, if any."""
 
     @property
     def paths(self) -> tuple[Path, ...]: ...
     @property
     def artefacts_dir(self) -> Path: ...
+    @property
+    def segmentation(self) -> Path | None: ...
 
 
 @dataclass
@@ -93,22 +98,21 @@ class Pipeline:
         return cls(segmenter, predictor, predictor.device)
 
     def screen(self, request: ScreenInput) -> Measurements:
-        """Measure the CT in the spool's files (the worker's screen function)."""
+        """Measure the CT in the spool's files, the labels kept beside the pictures (the worker's screen function)."""
         watch = Stopwatch()
         with watch.stage("read"):
             volume = load_dicom(request.paths)
-        return self.run(volume, request.artefacts_dir, watch)[0]
+        measurements, segmentation = self.run(volume, request.artefacts_dir, watch, request.segmentation)
+        with watch.stage("keep"):
+            artefacts.keep_labels(request.artefacts_dir, segmentation.labels, LEVEL_NAMES.keys())
+        return measurements
 
     def run(
-        self, volume: Volume, artefacts_dir: Path, watch: Stopwatch | None = None
+        self, volume: Volume, artefacts_dir: Path, watch: Stopwatch | None = None, supplied: Path | None = None
     ) -> tuple[Measurements, Segmentation]:
         """Measure one volume and write its pictures; every refusal is a value in the answer."""
         watch = watch or Stopwatch()
-        with watch.stage("segment"):
-            segmentation = self.segmenter.segment(volume)
-        watch.seconds.update({f"segment.{name}": value for name, value in segmentation.timings_s.items()})
-        with watch.stage("anatomy"):
-            anatomy = anatomy_room.assess(volume, segmentation)
+        segmentation, anatomy = self._outline(volume, supplied, watch)
         with watch.stage("crop"):
             found, lost = _cut(volume, segmentation, anatomy)
         with watch.stage("predict"):
@@ -128,6 +132,23 @@ class Pipeline:
             timings_s=watch.seconds,
         )
         return measurements, segmentation
+
+    def _outline(self, volume: Volume, supplied: Path | None, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
+        """The supplied vertebrae where they can be used; else our own networks', with a note that says why.
+
+        One whose levels contradict each other stands, and makes the CT not assessable: whoever outlined it may have
+        seen what our networks do not. One that outlines too little to tell is no such sign.
+        """
+        if supplied is None:
+            return _segmented(self.segmenter, volume, watch)
+        try:
+            found, anatomy = _segmented(SuppliedLabels(supplied), volume, watch)
+            if anatomy.refusals:
+                check_complete(found.labels)
+            return found, anatomy
+        except SuppliedError as error:
+            found, anatomy = _segmented(self.segmenter, volume, watch)
+            return found, replace(anatomy, notes=(unused(supplied, error), *anatomy.notes))
 
     def _predict(self, found: list[Found]) -> dict[str, Prediction]:
         if not found:
@@ -156,6 +177,14 @@ def weights_in_force(settings: Settings) -> Path | None:
         return settings.weights_dir
     imported = settings.data_dir / "weights"
     return imported if any(imported.glob("Dataset*")) else None
+
+
+def _segmented(segmenter: Segmenter, volume: Volume, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
+    with watch.stage("segment"):
+        segmentation = segmenter.segment(volume)
+    watch.seconds.update({f"segment.{name}": value for name, value in segmentation.timings_s.items()})
+    with watch.stage("anatomy"):
+        return segmentation, anatomy_room.assess(volume, segmentation)
 
 
 def _cut(volume: Volume, segmentation: Segmentation, anatomy: Anatomy) -> tuple[list[Found], dict[str, Reason]]:

@@ -17,6 +17,7 @@ from pydicom.uid import UID
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.transport import AssociationSocket
 
 from service.dicom.headers import HeaderError, read_facts
 from service.dicom.part10 import FileMeta, NotPart10Error, read_file_meta
@@ -24,15 +25,27 @@ from service.dicom.part10 import FileMeta, NotPart10Error, read_file_meta
 MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd identifiers up to 255
 SUCCESS = 0x0000
 WARNINGS = frozenset({0xB000, 0xB006, 0xB007})  # stored, with a remark (PS3.4 table B.2-1)
+ENDED = "the peer ended the association"
 Context = tuple[str, str]  # SOP class UID, transfer syntax UID
 Progress = Callable[[int, int], None]  # files settled, files in all
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one file: sent, perhaps with a remark of the peer's, or failed."""
+
+    path: Path
+    failure: str | None = None
+    remark: str | None = None  # of a warning status: the peer holds the object
+    status: int | None = None  # that the peer answered; None: it did not
+
+
 @dataclass
 class SendReport:
-    """What became of each file."""
+    """What became of each file; files that were not come to, because the sender was told to stop, stand nowhere."""
 
     sent: list[Path] = field(default_factory=list)
+    remarks: list[tuple[Path, str]] = field(default_factory=list)  # on files that were sent
     failed: list[tuple[Path, str]] = field(default_factory=list)
     passed_over: list[tuple[Path, str]] = field(default_factory=list)  # what lay in a folder and is no DICOM
 
@@ -40,6 +53,15 @@ class SendReport:
     def total(self) -> int:
         """Files settled, one way or the other."""
         return len(self.sent) + len(self.failed)
+
+    def add(self, answer: Answer) -> None:
+        """Note what became of one more file."""
+        if answer.failure is not None:
+            self.failed.append((answer.path, answer.failure))
+            return
+        self.sent.append(answer.path)
+        if answer.remark is not None:
+            self.remarks.append((answer.path, answer.remark))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +82,36 @@ def send_files(
     called: str,
     calling: str = "OSTEOGATE-SCU",
     on_progress: Progress | None = None,
+    on_answer: Callable[[Answer], None] | None = None,
+    going_on: Callable[[], bool] = lambda: True,
     timeout_seconds: float = 60.0,
 ) -> SendReport:
     """Send every DICOM file of `paths` once; nothing is tried twice.
 
-    Folders are walked, and what is no DICOM in them is passed over; a file that was named must be one.
+    Folders are walked, and what is no DICOM in them is passed over; a file that was named must be one. `on_answer`
+    hears of each file as soon as its fate is known; `going_on` is asked before each file is sent.
     """
     report = SendReport()
     named = {path for path in paths if not path.is_dir()}
     outgoing = [found for path in _files(paths) if (found := _outgoing(path, report, named)) is not None]
     total = report.total + len(outgoing)
 
-    def settle(file: _Outgoing, failure: str | None) -> None:
-        if failure is None:
-            report.sent.append(file.path)
-        else:
-            report.failed.append((file.path, failure))
+    def settle(answer: Answer) -> None:
+        report.add(answer)
+        if on_answer is not None:
+            on_answer(answer)
         if on_progress is not None:
             on_progress(report.total, total)
 
-    ae = ApplicationEntity(calling)
+    if on_answer is not None:
+        for path, failure in report.failed:
+            on_answer(Answer(path, failure))
+    ae = _Entity(calling)
     ae.acse_timeout = ae.connection_timeout = timeout_seconds
     ae.dimse_timeout = ae.network_timeout = timeout_seconds
     for group in _groups(outgoing):
-        _send_group(ae, group, (host, port, called), settle)
+        if going_on():
+            _send_group(ae, group, (host, port, called), settle, going_on)
     return report
 
 
@@ -130,18 +158,20 @@ def _send_group(
     ae: ApplicationEntity,
     group: list[_Outgoing],
     peer: tuple[str, int, str],
-    settle: Callable[[_Outgoing, str | None], None],
+    settle: Callable[[Answer], None],
+    going_on: Callable[[], bool],
 ) -> None:
     host, port, called = peer
     ae.requested_contexts = []
     for sop_class, syntax in dict.fromkeys(file.context for file in group):
         ae.add_requested_context(sop_class, syntax)
-    association = ae.associate(host, port, ae_title=called, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)])
+    association = ae.associate(host, port, ae_title=called, evt_handlers=[(evt.EVT_CONN_OPEN, _prepare_socket)])
     if not association.is_established:
         nothing_taken = association.is_aborted and association.rejected_contexts
         for file in group:
-            settle(file, _not_taken(file) if nothing_taken else _why_not(association, host, port))
+            settle(Answer(file.path, _not_taken(file) if nothing_taken else _why_not(association, host, port)))
         return
+    _keep_answers(association)
     accepted = {
         (str(context.abstract_syntax), str(context.transfer_syntax[0])): context.context_id
         for context in association.accepted_contexts
@@ -149,19 +179,31 @@ def _send_group(
     try:
         for number, file in enumerate(group):
             context_id = accepted.get(file.context)
+            if not going_on():
+                break
             if not association.is_established:
-                settle(file, "the peer ended the association")
+                settle(Answer(file.path, ENDED))
             elif context_id is None:
-                settle(file, _not_taken(file))
+                settle(Answer(file.path, _not_taken(file)))
             else:
-                settle(file, _store(association, file, context_id, number % 65535 + 1))
+                settle(_store(association, file, context_id, number % 65535 + 1))
     finally:
         if association.is_established:
             association.release()
 
 
-def _store(association: Any, file: _Outgoing, context_id: int, message_id: int) -> str | None:
-    """One C-STORE; None is success.
+def _keep_answers(association: Any) -> None:
+    """Let nobody but `_store`, which waits for it, take an answer off the queue.
+
+    pynetdicom's reactor looks for messages once more after it has said that it is paused; on a busy machine it takes
+    the answer to a request that was sent meanwhile, drops it as unexpected, and the sender waits in vain.
+    """
+    take = association.dimse.get_msg
+    association.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
+
+
+def _store(association: Any, file: _Outgoing, context_id: int, message_id: int) -> Answer:
+    """One C-STORE.
 
     Not `send_c_store`: that one decodes and re-encodes the data set.
     """
@@ -170,7 +212,7 @@ def _store(association: Any, file: _Outgoing, context_id: int, message_id: int) 
             stream.seek(file.meta.offset)
             data = stream.read()
     except OSError as error:
-        return f"can't be read: {error.strerror}"
+        return Answer(file.path, f"can't be read: {error.strerror}")
     request = C_STORE()
     request.MessageID = message_id
     request.Priority = 2
@@ -181,23 +223,26 @@ def _store(association: Any, file: _Outgoing, context_id: int, message_id: int) 
     try:
         while not association._is_paused:
             if not association.is_alive():
-                return "the peer ended the association"
+                return Answer(file.path, ENDED)
         association.dimse.send_msg(request, context_id)
         _, response = association.dimse.get_msg(block=True)
     finally:
         association._reactor_checkpoint.set()
     if response is None:
         association.abort()
-        return "no answer: the association was ended"
-    return _failure(response)
+        return Answer(file.path, "no answer: the association was ended")
+    return _answer(file.path, response)
 
 
-def _failure(response: Any) -> str | None:
+def _answer(path: Path, response: Any) -> Answer:
     status = response.Status
-    if status == SUCCESS or status in WARNINGS:
-        return None
+    if status == SUCCESS:
+        return Answer(path, status=status)
     comment = getattr(response, "ErrorComment", None)
-    return f"refused with status 0x{status:04X}" + (f": {comment}" if comment else "")
+    told = f"0x{status:04X}" + (f": {comment}" if comment else "")
+    if status in WARNINGS:
+        return Answer(path, remark=f"stored with warning {told}", status=status)
+    return Answer(path, f"refused with status {told}", status=status)
 
 
 def _not_taken(file: _Outgoing) -> str:
@@ -211,6 +256,32 @@ def _why_not(association: Any, host: str, port: int) -> str:
     return f"no association with {host}:{port}"
 
 
-def _no_delay(event: Any) -> None:
-    """Nagle's algorithm would hold each data set back until the command's ACK: 40 ms an instance."""
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+class _Socket(AssociationSocket):  # type: ignore[misc]
+    """pynetdicom leaves the socket of a refused connection open: its close stands behind a shutdown that fails."""
+
+    def _shutdown_socket(self) -> None:
+        held = self.socket
+        super()._shutdown_socket()
+        if held is not None:
+            held.close()
+
+
+class _Entity(ApplicationEntity):  # type: ignore[misc]
+    """An application entity whose associations close what they opened."""
+
+    def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> _Socket:
+        made = _Socket(assoc, address=address)
+        made.tls_args = tls_args
+        return made
+
+
+def _prepare_socket(event: Any) -> None:
+    """Nagle's algorithm would hold each data set back until the command's ACK: 40 ms an instance.
+
+    And a peer that has stopped reading would hold the sender for ever: pynetdicom's time-outs wait for answers only.
+    """
+    connection = event.assoc.dul.socket.socket
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        milliseconds = int(1000 * event.assoc.network_timeout)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

@@ -173,6 +173,7 @@ class JobRow(Table):
     study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), index=True)
     series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
     segmentation_id: Mapped[int | None] = mapped_column(ForeignKey("instances.id"))  # a supplied SEG of the study
+    rerun_of_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))  # the same work, asked for again by a person
     revision: Mapped[int]
     state: Mapped[str] = mapped_column(String(16), default=JobState.WAITING.value)
     attempts: Mapped[int] = mapped_column(default=0)

@@ -46,6 +46,8 @@ def rerun(session: Session, study_uid: str, *, actor: str, now: datetime, peer_a
         key=hashlib.sha256(f"rerun {run} of {job.key}".encode()).hexdigest(),
         study_id=study.id,
         series_id=job.series_id,
+        segmentation_id=job.segmentation_id,
+        rerun_of_id=job.id,
         revision=study.revision,
         created_at=now,
     )

@@ -32,6 +32,7 @@ from service.domain.result import (
     unmeasured,
 )
 from service.domain.states import JobState, ReferralState, StudyState
+from service.domain.supplied import Candidate, Target, choose_supplied, is_segmentation, not_used
 from service.store.tables import (
     AuditRow,
     ConflictRow,
@@ -43,15 +44,23 @@ from service.store.tables import (
     StudyRow,
 )
 from service.version import software_version
-from service.workflow import locks, work
+from service.workflow import locks, reporting, work
 
 SCREEN = "screen"
 ACTOR = "osteogate"  # stands in the audit where no person acted
 
 
-def job_key(series_uid: str, instances: Iterable[tuple[str, str]], model_key: str) -> str:
-    """SHA-256 over the series, its set of (SOP instance UID, SHA-256) and the model; order plays no part."""
-    return _digest([SCREEN, series_uid, sorted(set(instances)), model_key])
+def job_key(
+    series_uid: str,
+    instances: Iterable[tuple[str, str]],
+    model_key: str,
+    segmentation: tuple[str, str] | None = None,
+) -> str:
+    """SHA-256 over the series, its set of (SOP instance UID, SHA-256), the model and the supplied segmentation's pair.
+
+    The order of the instances plays no part.
+    """
+    return _digest([SCREEN, series_uid, sorted(set(instances)), model_key, segmentation])
 
 
 def close_quiet_studies(
@@ -107,12 +116,12 @@ def close_study(session: Session, study_uid: str, *, now: datetime, rules: Closu
     study.revision += 1
     study.closed_at = now
     study.policy = rules.policy.label[:80]
-    chosen = _judge(session, study, facts, rules.policy)
+    chosen, segmentation = _judge(session, study, facts, rules.policy)
     if chosen is None:
         _supersede(session, study, keep_job=None)
         study.state = StudyState.NOT_SCREENED.value
     else:
-        _queue(session, study, chosen, rules.model_key, now)
+        _queue(session, study, chosen, segmentation, rules.model_key, now)
     session.flush()
     return True
 
@@ -123,18 +132,26 @@ def instance_paths(session: Session, series_id: int) -> list[str]:
     return list(session.scalars(statement.order_by(InstanceRow.sop_instance_uid)))
 
 
+def segmentation_path(session: Session, job_id: int) -> str | None:
+    """The supplied segmentation that a job measures with, relative to the spool; None: our own networks."""
+    statement = select(InstanceRow.path).join(JobRow, JobRow.segmentation_id == InstanceRow.id)
+    return session.scalar(statement.where(JobRow.id == job_id))
+
+
 def record(
     session: Session,
     held: work.Claim,
     measurements: Measurements,
     *,
     artefacts: PurePosixPath | str | None,
+    labelled: bool,
     policy: Policy,
     now: datetime,
 ) -> ResultRow:
     """Decide on what the worker measured and keep everything, or nothing: StaleToken when the job was lost.
 
-    `artefacts` is the folder of the pictures, relative to the results folder.
+    `artefacts` is the folder of the pictures, relative to the results folder; `labelled` says whether the outlined
+    vertebrae lie in it. The DICOM objects of the result are promised in the same transaction.
     """
     study = locks.study(session, held.study_uid)
     work.finish(session, held, now)  # first: a stale worker is stopped before it reads or writes anything else
@@ -161,6 +178,7 @@ def record(
         series_id=series.id,
         job_id=held.job_id,
         revision=held.revision,
+        run=_results_of_revision(session, study, held.revision),
         attempt=held.attempt,
         document=document,
         artefacts=None if artefacts is None else str(artefacts),
@@ -175,8 +193,10 @@ def record(
         _open_referral(session, study, now, new_images=earlier < held.revision)
     if study.state == StudyState.QUEUED.value:  # a study that receives again stays so; its next close decides
         study.state = StudyState.SCREENED.value
+    _correct_segmentation(session, held.job_id, document)
     session.add(_decision_audit(study, outcome.decision, held, now))
     session.flush()
+    reporting.promise(session, result, labelled=labelled, now=now)
     return result
 
 
@@ -207,28 +227,70 @@ def not_screened_document(study: StudyRow) -> dict[str, Any] | None:
 
 def _judge(
     session: Session, study: StudyRow, facts: Mapping[str, Sequence[InstanceFacts]], policy: Policy
-) -> SeriesRow | None:
-    """Give every series its verdict; the chosen one, if any is eligible."""
+) -> tuple[SeriesRow | None, InstanceRow | None]:
+    """Give every series its verdict; the chosen one, if any is eligible, and the supplied segmentation for it."""
     conflicts = _conflicts(session, study)
     judged: dict[str, tuple[Sequence[InstanceFacts], Verdict]] = {}
+    supplied: list[SeriesRow] = []
     for series in study.series:
-        verdict = assess_series(facts[series.series_uid], policy, conflicts=conflicts.get(series.id, 0))
-        judged[series.series_uid] = (facts[series.series_uid], verdict)
-        series.eligible = verdict.eligible
-        series.reasons = [reason.as_dict() for reason in verdict.reasons]
-        series.cautions = [reason.as_dict() for reason in verdict.cautions]
+        instances = facts[series.series_uid]
+        verdict = assess_series(instances, policy, conflicts=conflicts.get(series.id, 0))
+        _give(series, verdict)
+        if not is_segmentation(instances):
+            judged[series.series_uid] = (instances, verdict)
+        elif not all(one.own_output for one in instances):
+            supplied.append(series)
     choice = choose(judged, policy)
     study.choice = choice.text
     for series in study.series:
         series.chosen = series.series_uid == choice.series_uid
-    return next((series for series in study.series if series.chosen), None)
+    chosen = next((series for series in study.series if series.chosen), None)
+    frame = None if chosen is None else facts[chosen.series_uid][0].frame_of_reference_uid
+    target = None if chosen is None else Target(chosen.series_uid, frame)
+    return chosen, _choose_segmentation(session, supplied, target)
 
 
-def _queue(session: Session, study: StudyRow, chosen: SeriesRow, model_key: str, now: datetime) -> None:
+def _give(series: SeriesRow, verdict: Verdict) -> None:
+    series.eligible = verdict.eligible
+    series.reasons = [reason.as_dict() for reason in verdict.reasons]
+    series.cautions = [reason.as_dict() for reason in verdict.cautions]
+
+
+def _choose_segmentation(session: Session, supplied: Sequence[SeriesRow], target: Target | None) -> InstanceRow | None:
+    """Give every series of supplied segmentations its verdict; the one that is used, if any."""
+    statement = select(InstanceRow).where(InstanceRow.series_id.in_([series.id for series in supplied]))
+    rows = {row.sop_instance_uid: row for row in session.scalars(statement)}
+    read = {uid: InstanceFacts.from_json(row.facts) for uid, row in rows.items()}
+    twice = set(session.scalars(select(ConflictRow.sop_instance_uid).where(ConflictRow.sop_instance_uid.in_(rows))))
+    foreign = (Candidate(read[uid], rows[uid].received_at, uid in twice) for uid in rows if not read[uid].own_output)
+    choice = choose_supplied(foreign, target)
+    for series in supplied:
+        _give(series, choice.verdicts[series.series_uid])
+    return None if choice.sop_instance_uid is None else rows[choice.sop_instance_uid]
+
+
+def _correct_segmentation(session: Session, job_id: int, document: Mapping[str, Any]) -> None:
+    """Where the pixels did not keep what the header promised, our own networks measured: its series says so."""
+    used = select(InstanceRow).join(JobRow, JobRow.segmentation_id == InstanceRow.id).where(JobRow.id == job_id)
+    segmentation = session.scalars(used).one_or_none()
+    if segmentation is None or document["provenance"]["segmenter_sha256"] in (segmentation.sha256, None):
+        return
+    _give(segmentation.series, not_used("It could not be used on this CT; the notes of the result say why."))
+
+
+def _queue(
+    session: Session,
+    study: StudyRow,
+    chosen: SeriesRow,
+    segmentation: InstanceRow | None,
+    model_key: str,
+    now: datetime,
+) -> None:
     """Queue the chosen series, unless exactly this work has been queued or done before."""
     statement = select(InstanceRow.sop_instance_uid, InstanceRow.sha256)
     instances = session.execute(statement.where(InstanceRow.series_id == chosen.id))
-    key = job_key(chosen.series_uid, ((uid, sha256) for uid, sha256 in instances), model_key)
+    pair = None if segmentation is None else (segmentation.sop_instance_uid, segmentation.sha256)
+    key = job_key(chosen.series_uid, ((uid, sha256) for uid, sha256 in instances), model_key, pair)
     job = session.scalars(select(JobRow).where(JobRow.key == key)).one_or_none()
     if job is None:
         job = JobRow(
@@ -236,6 +298,7 @@ def _queue(session: Session, study: StudyRow, chosen: SeriesRow, model_key: str,
             key=key,
             study_id=study.id,
             series_id=chosen.id,
+            segmentation_id=None if segmentation is None else segmentation.id,
             revision=study.revision,
             created_at=now,
         )
@@ -243,8 +306,20 @@ def _queue(session: Session, study: StudyRow, chosen: SeriesRow, model_key: str,
         session.flush()
         study.state = StudyState.QUEUED.value
     else:
+        job = _run_in_force(session, job)
         study.state = _resume(session, study, job).value
     _supersede(session, study, keep_job=job.id)
+
+
+def _run_in_force(session: Session, job: JobRow) -> JobRow:
+    """The job itself, or the last of its reruns; one that failed for good does not hide the run before it."""
+    runs = [job]
+    newest = select(JobRow).order_by(JobRow.id.desc()).limit(1)
+    while (rerun := session.scalars(newest.where(JobRow.rerun_of_id == runs[-1].id)).one_or_none()) is not None:
+        runs.append(rerun)
+    while len(runs) > 1 and runs[-1].state == JobState.QUARANTINED.value:
+        runs.pop()
+    return runs[-1]
 
 
 def _resume(session: Session, study: StudyRow, job: JobRow) -> StudyState:
@@ -252,6 +327,7 @@ def _resume(session: Session, study: StudyRow, job: JobRow) -> StudyState:
     result = session.scalars(select(ResultRow).where(ResultRow.job_id == job.id)).one_or_none()
     if result is not None:
         result.superseded = False
+        _correct_segmentation(session, job.id, result.document)
         return StudyState.SCREENED
     job.revision = study.revision
     if job.state == JobState.QUARANTINED.value:
@@ -298,6 +374,12 @@ def _open_referral(session: Session, study: StudyRow, now: datetime, *, new_imag
 def _newest_revision(session: Session, study: StudyRow) -> int:
     newest = select(func.max(ResultRow.revision)).where(ResultRow.study_id == study.id)
     return session.scalar(newest) or 0
+
+
+def _results_of_revision(session: Session, study: StudyRow, revision: int) -> int:
+    """How often this revision has been measured before: its reports need names of their own."""
+    same = (ResultRow.study_id == study.id, ResultRow.revision == revision)
+    return session.scalar(select(func.count()).select_from(ResultRow).where(*same)) or 0
 
 
 def _decision_audit(study: StudyRow, decision: Decision, held: work.Claim, now: datetime) -> AuditRow:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
+from service.dicom.reports.codes import LEVEL_NAMES
 from service.domain.policy import DEFAULT_POLICY
 from service.domain.reasons import Code
 from service.domain.result import Measurements
 from service.store.engine import Store
-from service.store.tables import InstanceRow, JobRow, ResultRow, StudyRow
-from service.workflow import screening, work
+from service.store.tables import InstanceRow, JobRow, ReportRow, ResultRow, StudyRow
+from service.workflow import artefacts, screening, work
 from service.workflow.clock import utc_now
 from tests.service.workflow import workbench
 from worker.jobs import EXIT_DEADLINE, EXIT_DEAF, EXIT_RELEASED, Ears, JobRunner, Outcome, ScreenRequest
@@ -42,6 +46,7 @@ class Bench:
 
     def runner(self, screen: Callable[[ScreenRequest], Measurements], **changes: Any) -> JobRunner:
         grace = changes.pop("grace_seconds", 0.2)
+        clock = changes.pop("clock", utc_now)
         return JobRunner(
             self.store,
             workbench.settings(self.folder, **changes),
@@ -49,6 +54,7 @@ class Bench:
             screen,
             worker="bench",
             stopping=self.stopping,
+            clock=clock,
             grace_seconds=grace,
             exit_process=self.exits.append,
         )
@@ -90,8 +96,46 @@ def test_a_job_is_measured_recorded_and_its_pictures_kept(bench: Bench) -> None:
     with bench.store.reading() as session:
         rows = session.scalars(select(InstanceRow).order_by(InstanceRow.sop_instance_uid)).all()
     assert seen[0].paths == tuple(bench.folder / "spool" / row.path for row in rows)
+    assert seen[0].segmentation is None
     assert bench.exits == []
-    assert threading.active_count() == 1  # the guard is gone
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("guard")]
+
+
+def test_the_supplied_segmentation_is_handed_over(store: Store, tmp_path: Path) -> None:
+    """Claimed with the images: exactly the files that the job's key names."""
+    clock = workbench.Clock()
+    job_id = workbench.queued(store, clock)
+    own = workbench.slices(n=1)[0]
+    with store.transaction() as session:
+        instance = session.scalars(
+            select(InstanceRow).where(InstanceRow.sop_instance_uid == own.sop_instance_uid)
+        ).one()
+        session.get_one(JobRow, job_id).segmentation_id = instance.id
+        path = instance.path
+    seen: list[ScreenRequest] = []
+
+    def screen(request: ScreenRequest) -> Measurements:
+        seen.append(request)
+        return workbench.measured()
+
+    assert Bench(store, tmp_path, job_id).runner(screen).run(job_id) is Outcome.RECORDED
+    assert [request.segmentation for request in seen] == [tmp_path / "spool" / path]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_result_keeps_its_slices_and_promises_what_can_be_made_of_it(bench: Bench, labelled: bool) -> None:
+    def screen(request: ScreenRequest) -> Measurements:
+        labels = np.full((2, 4, 4), 29 if labelled else 90, np.uint8)  # L3, or nothing that is coded
+        assert artefacts.keep_labels(request.artefacts_dir, labels, LEVEL_NAMES.keys()) == labelled
+        return workbench.measured()
+
+    assert bench.runner(screen).run(bench.job_id) is Outcome.RECORDED
+    [result] = bench.results()
+    with bench.store.reading() as session:
+        kinds = session.scalars(select(ReportRow.kind).where(ReportRow.result_id == result.id)).all()
+        paths = session.scalars(select(InstanceRow.path)).all()
+    assert sorted(kinds) == (["SEG", "SR"] if labelled else ["SR"])
+    assert sorted(artefacts.sources(bench.folder / "results" / str(result.artefacts))) == sorted(paths)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no memory"), MemoryError(), RecursionError(), SystemExit(3)])
@@ -129,16 +173,22 @@ def test_images_that_make_no_volume_are_a_result_not_a_failure(bench: Bench) -> 
 def test_the_heart_beats_while_the_main_thread_measures(bench: Bench) -> None:
     """Fault 2: a task far longer than its lease stays this worker's, and a second copy is refused meanwhile."""
     others: list[Outcome] = []
+    clock = workbench.Clock()
+
+    def has_beaten() -> bool:
+        lease_until = bench.job().lease_until
+        return lease_until is not None and lease_until >= clock.now + timedelta(seconds=0.6)
 
     def screen(request: ScreenRequest) -> Measurements:
         for _ in range(4):
-            time.sleep(0.3)
+            clock.advance(0.5)
+            workbench.eventually(has_beaten, "the heart beats")
             with bench.store.transaction() as session:
-                assert work.reconcile(session, utc_now(), 3) == []
-            others.append(bench.runner(screen).run(bench.job_id))
+                assert work.reconcile(session, clock.now, 3) == []
+            others.append(bench.runner(screen, clock=clock).run(bench.job_id))
         return workbench.measured()
 
-    assert bench.runner(screen, lease_seconds=0.6).run(bench.job_id) is Outcome.RECORDED
+    assert bench.runner(screen, lease_seconds=0.6, clock=clock).run(bench.job_id) is Outcome.RECORDED
     assert others == [Outcome.NOT_CLAIMED] * 4
     assert bench.job().attempts == 1
 
@@ -167,7 +217,7 @@ def test_told_to_stop_a_short_job_is_finished(bench: Bench) -> None:
         time.sleep(0.3)
         return workbench.measured()
 
-    assert bench.runner(screen, grace_seconds=5.0).run(bench.job_id) is Outcome.RECORDED
+    assert bench.runner(screen, grace_seconds=1e6).run(bench.job_id) is Outcome.RECORDED
     assert bench.exits == []
     assert bench.runner(screen).run(bench.job_id) is Outcome.NOT_CLAIMED  # and nothing new is begun
 
@@ -177,7 +227,7 @@ def test_told_to_stop_a_long_job_is_given_back_at_once(bench: Bench) -> None:
 
     def screen(request: ScreenRequest) -> Measurements:
         bench.stopping.set()
-        workbench.eventually(lambda: bench.exits, 5)
+        workbench.eventually(lambda: bench.exits, "the process is ended")
         assert bench.job().state == "waiting"
         return workbench.measured()
 
@@ -191,7 +241,7 @@ def test_told_to_stop_a_long_job_is_given_back_at_once(bench: Bench) -> None:
 
 def test_a_hung_job_ends_its_process_at_the_deadline(bench: Bench) -> None:
     def hung(request: ScreenRequest) -> Measurements:
-        workbench.eventually(lambda: bench.exits, 5)
+        workbench.eventually(lambda: bench.exits, "the process is ended")
         return workbench.measured()
 
     bench.runner(hung, job_deadline_seconds=0.3).run(bench.job_id)
@@ -210,9 +260,8 @@ def test_a_database_that_is_away_at_the_end_costs_a_rerun_not_a_result(
         outcome = bench.runner(lambda _: workbench.measured()).run(bench.job_id)
     assert outcome is Outcome.FAILED
     assert bench.job().state == "running"  # nobody could say so; the lease will
-    time.sleep(0.6)
     with bench.store.transaction() as session:
-        assert work.reconcile(session, utc_now(), 3) == [bench.job_id]
+        assert work.reconcile(session, utc_now() + timedelta(hours=1), 3) == [bench.job_id]
     assert bench.runner(lambda _: workbench.measured()).run(bench.job_id) is Outcome.RECORDED
     assert bench.results()[0].attempt == 2
 
@@ -241,13 +290,20 @@ def test_a_worker_that_no_longer_hears_the_bell_ends_itself(bench: Bench) -> Non
         assert bench.exits == []  # rung before it listened: perhaps for another worker
         with bench.store.transaction() as session:
             work.rung(session, bench.job_id, utc_now())
-        workbench.eventually(lambda: bench.exits, 5)
+        workbench.eventually(lambda: bench.exits, "the process is ended")
     assert bench.exits == [EXIT_DEAF]
 
 
 def test_a_worker_that_hears_the_bell_goes_on(bench: Bench) -> None:
-    runner = bench.runner(lambda _: time.sleep(0.5) or workbench.measured())
-    with Ears(runner, patience_seconds=0.2):
+    ears = ExitStack()
+
+    def screen(request: ScreenRequest) -> Measurements:
+        ears.enter_context(Ears(runner, patience_seconds=0.2))
+        time.sleep(0.5)
+        return workbench.measured()
+
+    runner = bench.runner(screen)
+    with ears:
         runner.listening()
         with bench.store.transaction() as session:
             work.rung(session, bench.job_id, utc_now())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import shutil
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ from pydicom import dcmread
 
 from service.domain.policy import DEFAULT_POLICY
 from service.settings import Settings
-from tests.conftest import absent
+from tests.enhanced import as_file, enhanced, slices_of
+from tests.read_back import errors_of_dciodvfy
 from worker.screen import screen_path
+from worker.segmentation.dicom_seg import read_labels
 from worker.start import make_pipeline
+from worker.volume import load_dicom
 
 AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+OBJECTS = {"sr.dcm": "Comprehensive3DSR", "seg.dcm": "Segmentation"}  # as dciodvfy calls them
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +64,40 @@ def test_the_segments_lie_where_the_labels_lie(screened: tuple[dict[str, Any], P
 
 
 def test_the_validator_finds_no_error(screened: tuple[dict[str, Any], Path]) -> None:
-    dciodvfy = shutil.which("dciodvfy") or absent("dicom3tools' dciodvfy")
-    for name in ("sr.dcm", "seg.dcm"):
-        done = subprocess.run([dciodvfy, str(screened[1] / name)], capture_output=True, text=True, check=False)
-        errors = [line for line in done.stderr.splitlines() if line.startswith("Error")]
-        # Its dictionary is older than SyntheticData (0008,001C).
-        assert [line for line in errors if "0x0008,0x001c" not in line.lower()] == []
+    for name, iod in OBJECTS.items():
+        assert errors_of_dciodvfy(screened[1] / name, iod) == []
+
+
+def test_an_enhanced_ct_gives_the_same_answer(
+    screened: tuple[dict[str, Any], Path], digital_study: Path, tmp_path: Path
+) -> None:
+    """The same slices in one object, frames in any order: every value of result.json but its names and times."""
+    slices = slices_of(digital_study / "dicom")
+    source = tmp_path / "enhanced.dcm"
+    made = enhanced(random.Random(8).sample(slices, len(slices)))
+    source.write_bytes(as_file(made))
+    out, settings = tmp_path / "out", Settings(data_dir=tmp_path / "data")
+    labels = digital_study / "labels.nii.gz"
+    document = screen_path(source, out, lambda: make_pipeline(settings, labels), DEFAULT_POLICY, at=AT)
+    assert document["series_uid"] == made.SeriesInstanceUID
+    own = ("series_uid", "timings_s")
+    plain = {key: value for key, value in screened[0].items() if key not in own}
+    assert {key: value for key, value in document.items() if key not in own} == plain
+    one, other = (np.asarray(nibabel.load(folder / "labels.nii.gz").dataobj) for folder in (out, screened[1]))
+    assert np.array_equal(one, other)
+    for name, iod in OBJECTS.items():
+        assert errors_of_dciodvfy(out / name, iod) == []
+    volume = load_dicom([source])
+    assert np.array_equal(read_labels(out / "seg.dcm", volume), read_labels(screened[1] / "seg.dcm", volume))
+
+
+def test_a_part_of_a_concatenation_is_refused_with_its_reason(digital_study: Path, tmp_path: Path) -> None:
+    part = enhanced(slices_of(digital_study / "dicom", count=3), lambda made: setattr(made, "ConcatenationUID", "1.2"))
+    (tmp_path / "part.dcm").write_bytes(as_file(part))
+    document = screen_path(tmp_path / "part.dcm", tmp_path / "out", _never, DEFAULT_POLICY, at=AT)
+    assert [reason["code"] for reason in document["verdict"]["reasons"]] == ["CONCATENATION"]
+    assert document["decision"]["category"] == "not-assessable"
+    assert errors_of_dciodvfy(tmp_path / "out" / "sr.dcm", OBJECTS["sr.dcm"]) == []
 
 
 def test_a_refused_series_is_reported_with_its_reasons(digital_study: Path, tmp_path: Path) -> None:
@@ -74,11 +106,12 @@ def test_a_refused_series_is_reported_with_its_reasons(digital_study: Path, tmp_
     for file in sorted((digital_study / "dicom").iterdir())[:20]:
         shutil.copy(file, half)
 
-    def never() -> Any:
-        raise AssertionError("nothing eligible: the networks must not be loaded")
-
-    document = screen_path(half, tmp_path / "out", never, DEFAULT_POLICY, at=AT)
+    document = screen_path(half, tmp_path / "out", _never, DEFAULT_POLICY, at=AT)
     assert document["decision"]["category"] == "not-assessable"
     assert not (tmp_path / "out" / "seg.dcm").exists()
     assert "COVERAGE" in {reason["code"].split("_")[0] for reason in document["verdict"]["reasons"]}
     assert "Not assessable" in str(dcmread(tmp_path / "out" / "sr.dcm"))
+
+
+def _never() -> Any:
+    raise AssertionError("nothing eligible: the networks must not be loaded")

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import imagecodecs
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
 from service.domain.reasons import Code
@@ -239,6 +241,20 @@ def test_every_lossless_syntax_decodes_to_identical_pixels(real_data: Path) -> N
     for syntax in wanted:
         (path,) = folder.glob(f"CTImage.dcm_*1.2.840.10008.{syntax}.dcm")
         assert np.array_equal(read_slice(path), reference), syntax
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202"])
+def test_high_throughput_jpeg_2000_decodes_to_identical_pixels(syntax: str, tmp_path: Path) -> None:
+    def encode(ds: Dataset, _k: int) -> None:
+        ds.PixelRepresentation = 0
+        stored = np.frombuffer(ds.PixelData, dtype="<u2").reshape(ROWS, COLUMNS)
+        ds.file_meta.TransferSyntaxUID = syntax
+        ds.PixelData = encapsulate([imagecodecs.htj2k_encode(stored)])
+        ds["PixelData"].is_undefined_length = True
+
+    (tmp_path / "encoded").mkdir()
+    encoded = load_dicom(ct_series(tmp_path / "encoded", edit=encode))
+    assert np.array_equal(encoded.hu, load_dicom(ct_series(tmp_path)).hu)
 
 
 def test_lossy_and_pixelless_files_are_refused(real_data: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pydicom.sr.coding import Code
 
+from service.domain import vertebrae
+
 SCHEME = "99OSTEOGATE"
 SCHEME_UID = "2.25.195432702612446380216430857246934103181"  # fixed for ever: it names the scheme
 SCHEME_NAME = "Osteogate private codes"
@@ -28,6 +30,10 @@ VERTEBRAE: dict[str, Code] = {
     "L6": Code("L6", SCHEME, "Sixth lumbar vertebra"),
     "S1": Code("65985001", "SCT", "S1 vertebra"),
     "sacrum": Code("54735007", "SCT", "Sacrum"),
+}
+# Which label of a segmentation (TotalSegmentator's class ids) is which of them
+LEVEL_NAMES: dict[int, str] = {
+    vertebra.class_id: vertebra.name for vertebra in vertebrae.VERTEBRAE if vertebra.name in VERTEBRAE
 }
 
 # Concepts of TID 1500, TID 300 and TID 310

@@ -15,15 +15,16 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from service.dicom.reports import codes
 from service.dicom.reports.source import (
+    Planes,
     ReportError,
-    clean_headers,
     coding_scheme,
-    fill_thickness,
     finish,
-    in_volume_order,
     is_synthetic,
+    plain,
+    planes_of,
 )
 from service.dicom.reports.uids import MANUFACTURER, MODEL_NAME, Kind, ReportKey, series_uid
+from service.domain.supplied import is_supplied
 
 SERIES_NUMBER = 9901
 SERIES_DESCRIPTION = "Osteogate vertebrae (investigational)"
@@ -51,24 +52,23 @@ def make_segmentation(
     """A BINARY segmentation of the vertebrae in `labels`, or None where none of them is there.
 
     Args:
-        source: the headers of one series' slices, in any order; pixels are not looked at.
+        source: the headers of one series' slices, in any order, or of its one enhanced CT; pixels are not looked at.
         labels: uint8 [k, j, i], k along the sorted slices (`source.in_volume_order`), j and i row and column.
         ids: which vertebra each label is ("T12", "L1", ... of `codes.VERTEBRAE`); other labels are left out.
         provenance: result.json's `provenance`.
         at: when the result was made, in the site's local time.
     """
-    slices = in_volume_order(source)
-    headers = clean_headers(slices)
-    _check(headers, labels, ids)
-    fill_thickness(headers)
+    planes = planes_of(source)
+    headers = planes.headers
+    _check(planes, labels, ids)
     levels = _present(labels, ids)
     if not levels:
         return None
-    key = report_key(slices, provenance, revision, run)
+    key = report_key(source, provenance, revision, run)
     frame = str(headers[0].FrameOfReferenceUID)
     made = Segmentation(
         source_images=headers,
-        pixel_array=_renumbered(labels, ids, levels),
+        pixel_array=_renumbered(labels, ids, levels, planes.order),
         segmentation_type="BINARY",
         segment_descriptions=[_description(n, level, key, provenance) for n, level in enumerate(levels, start=1)],
         series_instance_uid=series_uid(Kind.SEGMENTATION, key.study_uid, frame),
@@ -87,7 +87,7 @@ def make_segmentation(
         coding_schemes=[coding_scheme()] if "L6" in levels else None,
     )
     _name_dimensions(made, key)
-    return finish(made, slices[0], synthetic=is_synthetic(source), at=at)
+    return finish(made, planes.first, synthetic=is_synthetic(source), at=at)
 
 
 def segment_numbers(segmentation: Dataset) -> dict[str, int]:
@@ -109,10 +109,11 @@ def _name_dimensions(made: Dataset, key: ReportKey) -> None:
         item.DimensionOrganizationUID = uid
 
 
-def _check(headers: Sequence[Dataset], labels: NDArray[np.uint8], ids: Mapping[int, str]) -> None:
+def _check(planes: Planes, labels: NDArray[np.uint8], ids: Mapping[int, str]) -> None:
+    headers = planes.headers
     if len({str(one.SeriesInstanceUID) for one in headers}) != 1:
         raise ReportError("the source slices are not of one series")
-    shape = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
+    shape = (len(planes.order), int(headers[0].Rows), int(headers[0].Columns))
     if labels.shape != shape or labels.dtype != np.uint8:
         raise ReportError(f"the labels are {labels.dtype} {labels.shape}; the source slices need uint8 {shape}")
     if "FrameOfReferenceUID" not in headers[0]:
@@ -130,15 +131,17 @@ def _present(labels: NDArray[np.uint8], ids: Mapping[int, str]) -> list[str]:
     return [level for level in codes.VERTEBRAE if level in present]
 
 
-def _renumbered(labels: NDArray[np.uint8], ids: Mapping[int, str], levels: Sequence[str]) -> NDArray[np.uint8]:
-    """Label ids -> segment numbers 1, 2, ...; everything else is background."""
+def _renumbered(
+    labels: NDArray[np.uint8], ids: Mapping[int, str], levels: Sequence[str], order: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Label ids -> segment numbers 1, 2, ... in the order of the source's planes; everything else is background."""
     table = np.zeros(256, dtype=np.uint8)
     for value, level in ids.items():
         if level in levels:
             table[value] = levels.index(level) + 1
     renumbered = np.empty_like(labels)
     for k, plane in enumerate(labels):
-        renumbered[k] = table[plane]
+        renumbered[order[k]] = table[plane]
     return renumbered
 
 
@@ -151,10 +154,10 @@ def _description(number: int, level: str, key: ReportKey, provenance: Mapping[st
         segmented_property_type=codes.VERTEBRAE[level],
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
-            name=str(name or "unnamed segmenter")[:64],
+            name=plain(str(name or "unnamed segmenter"))[:64],
             family=codes.ARTIFICIAL_INTELLIGENCE,
             version=str(sha256)[:SHORT] if sha256 else str(provenance["software"])[:64],
-            source=MANUFACTURER,
+            source=None if is_supplied(str(name)) else MANUFACTURER,
             parameters={"sha256": str(sha256)} if sha256 else None,
         ),
         tracking_uid=key.uid(Kind.TRACKING, level),

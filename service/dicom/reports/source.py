@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -15,8 +16,10 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from service.dicom.headers import read_facts
 from service.dicom.part10 import IMPLEMENTATION_CLASS_UID
 from service.dicom.reports import codes
+from service.domain.eligibility import ENHANCED_CT
 from service.domain.errors import OsteogateError
 
 IMAGE = (
@@ -41,6 +44,71 @@ PLAIN = str.maketrans(
 
 class ReportError(OsteogateError):
     """The source, the labels and the result do not fit together; the text says where."""
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The source as a segmentation refers to it: the headers, and which of their planes each slice of the volume is."""
+
+    headers: list[Dataset]  # one a slice, or the one of an enhanced CT
+    order: list[int]  # by slice of the volume (k), the number of its plane: its header's, or its frame's from 0
+    first: Dataset  # the source of which patient, study and character set are carried over
+
+
+def planes_of(source: Sequence[Dataset]) -> Planes:
+    """The planes that may be segmented, of a series of slices in any order or of one enhanced CT."""
+    if any(str(one.get("SOPClassUID", "")) in ENHANCED_CT for one in source):
+        return _enhanced_planes(source)
+    slices = in_volume_order(source)
+    headers = clean_headers(slices)
+    fill_thickness(headers)
+    return Planes(headers, list(range(len(headers))), slices[0])
+
+
+def _enhanced_planes(source: Sequence[Dataset]) -> Planes:
+    if len(source) != 1:
+        raise ReportError("an enhanced CT among other objects")
+    (header,) = clean_headers(source)
+    frames = read_facts(source[0]).per_frame()
+    row, column = frames[0].row_cosine, frames[0].column_cosine
+    places = [one.position_lps_mm for one in frames]
+    if row is None or column is None or None in places or len(frames) != int(source[0].get("NumberOfFrames", 0)):
+        raise ReportError("a frame of the source has no place")
+    along = np.array([place for place in places if place is not None]) @ np.cross(row, column)
+    header.NumberOfFrames = len(frames)
+    header.SharedFunctionalGroupsSequence = [_shared(source[0])]
+    header.PerFrameFunctionalGroupsSequence = [_placed(source[0], number) for number in range(len(frames))]
+    _fill_measures(header, along)
+    return Planes([header], [int(number) for number in np.argsort(along, kind="stable")], source[0])
+
+
+def _shared(dataset: Dataset) -> Dataset:
+    """Orientation and pixel measures; an enhanced CT in which they differ between frames is never segmented."""
+    made = Dataset()
+    made.PlaneOrientationSequence = [_macro(dataset, 0, "PlaneOrientationSequence")]
+    made.PixelMeasuresSequence = [_macro(dataset, 0, "PixelMeasuresSequence")]
+    return made
+
+
+def _placed(dataset: Dataset, number: int) -> Dataset:
+    made = Dataset()
+    made.PlanePositionSequence = [_macro(dataset, number, "PlanePositionSequence")]
+    return made
+
+
+def _macro(dataset: Dataset, number: int, keyword: str) -> Dataset:
+    """A copy of one functional group of a frame (from 0), wherever it stands."""
+    for groups, place in (("PerFrameFunctionalGroupsSequence", number), ("SharedFunctionalGroupsSequence", 0)):
+        if groups in dataset and keyword in dataset[groups].value[place]:
+            found: Dataset = copy.deepcopy(dataset[groups].value[place][keyword].value[0])
+            return found
+    raise ReportError(f"frame {number + 1} of the source has no {keyword}")
+
+
+def _fill_measures(header: Dataset, along: NDArray[np.float64]) -> None:
+    measures = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    if measures.get("SliceThickness") in (None, ""):
+        measures.SliceThickness = _thickness(np.sort(along))
 
 
 def in_volume_order(source: Sequence[Dataset]) -> list[Dataset]:
@@ -96,11 +164,17 @@ def fill_thickness(ordered: Sequence[Dataset]) -> None:
     if all("SliceThickness" in one for one in ordered):
         return
     row, column = _vectors(ordered[0])
-    gaps = np.diff([float(_position(one) @ np.cross(row, column)) for one in ordered])
+    thickness = _thickness(np.array([float(_position(one) @ np.cross(row, column)) for one in ordered]))
+    for one in ordered:
+        one.SliceThickness = thickness
+
+
+def _thickness(along: NDArray[np.float64]) -> str:
+    """The usual distance between slices at these places (mm, ascending), as a DS."""
+    gaps = np.diff(along)
     if not gaps.size:
         raise ReportError("the thickness of a single slice is not given")
-    for one in ordered:
-        one.SliceThickness = f"{float(np.median(gaps)):.6g}"
+    return f"{float(np.median(gaps)):.6g}"
 
 
 def finish(made: Dataset, source: Dataset, *, synthetic: bool, at: datetime) -> Dataset:
@@ -141,6 +215,9 @@ def writable(text: str, source: Dataset) -> str:
     """The text as the source's character set can hold it: anything in UTF-8, else plain ASCII."""
     charset = source.get("SpecificCharacterSet") or ""
     first = charset if isinstance(charset, str) else charset[0]
-    if first in UTF_8:
-        return text
+    return text if first in UTF_8 else plain(text)
+
+
+def plain(text: str) -> str:
+    """The text in ASCII, which every character set holds, a character a byte; what it has no letter for becomes "?"."""
     return text.translate(PLAIN).encode("ascii", "replace").decode("ascii")

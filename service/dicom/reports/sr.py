@@ -36,8 +36,16 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian
 
 from service.dicom.reports import codes
-from service.dicom.reports.seg import report_key, segment_numbers
-from service.dicom.reports.source import ReportError, clean_headers, coding_scheme, finish, is_synthetic, writable
+from service.dicom.reports.seg import SHORT, report_key, segment_numbers
+from service.dicom.reports.source import (
+    ReportError,
+    clean_headers,
+    coding_scheme,
+    finish,
+    is_synthetic,
+    plain,
+    writable,
+)
 from service.dicom.reports.uids import (
     DISCLAIMER,
     MANUFACTURER,
@@ -47,6 +55,7 @@ from service.dicom.reports.uids import (
     hashed_uid,
     series_uid,
 )
+from service.domain.supplied import is_supplied
 
 SERIES_NUMBER = 9902
 SERIES_DESCRIPTION = "Osteogate report (investigational)"
@@ -331,13 +340,16 @@ def _network(provenance: Mapping[str, Any]) -> AlgorithmIdentification | None:
 def _segmenter(provenance: Mapping[str, Any]) -> AlgorithmIdentification:
     if not provenance["segmenter"]:
         return _software(provenance)
+    if is_supplied(provenance["segmenter"]):  # neither made by us nor, for all we know, by a network
+        sha256 = str(provenance["segmenter_sha256"])
+        return AlgorithmIdentification(plain(provenance["segmenter"]), sha256[:SHORT], parameters=[f"sha256={sha256}"])
     return _algorithm(provenance["segmenter"], provenance["software"], provenance["segmenter_sha256"])
 
 
 def _software(provenance: Mapping[str, Any]) -> AlgorithmIdentification:
     name, _, version = str(provenance["software"]).partition(" ")
     parts = ("model", "model_sha256", "segmenter", "segmenter_sha256", "device")
-    named = [f"{part}={provenance[part]}" for part in parts if provenance.get(part)]
+    named = [plain(f"{part}={provenance[part]}") for part in parts if provenance.get(part)]
     return AlgorithmIdentification(
         name=name, version=version or name, parameters=named or None, manufacturer=MANUFACTURER
     )
@@ -345,7 +357,7 @@ def _software(provenance: Mapping[str, Any]) -> AlgorithmIdentification:
 
 def _algorithm(name: str, version: str, sha256: str | None) -> AlgorithmIdentification:
     return AlgorithmIdentification(
-        name=name,
+        name=plain(name),
         version=version,
         parameters=[f"sha256={sha256}"] if sha256 else None,
         family=codes.ARTIFICIAL_INTELLIGENCE,

@@ -25,6 +25,7 @@ from service.dicom.spool import Spool
 from service.settings import Settings
 from tests.conftest import absent
 
+PATIENCE_SECONDS = 60.0  # of a wait that ends early: only what hangs takes so long
 CT = syntaxes.CT_IMAGE_STORAGE
 EXPLICIT = syntaxes.EXPLICIT_VR_LITTLE_ENDIAN
 
@@ -67,13 +68,8 @@ class Database:
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
-    values: dict[str, Any] = {
-        "data_dir": folder,
-        "dicom_port": 0,
-        "disk_floor_bytes": 0,
-        "idle_seconds": 0.6,
-        "handshake_seconds": 0.6,
-    }
+    """Any free port, no disk floor, and deadlines that no healthy peer meets; a test of a deadline sets its own."""
+    values: dict[str, Any] = {"data_dir": folder, "dicom_port": 0, "disk_floor_bytes": 0, "handshake_seconds": 60.0}
     return Settings(**(values | changes))
 
 
@@ -142,11 +138,41 @@ def temp_files(spool: Path) -> list[Path]:
     return list((spool / "incoming").iterdir())
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds; the deadline only ends what hangs."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Wait until the other end has closed the connection, and be it by a reset; what still comes is read over.
+
+    A socket that was cut off ends with FIN (recv gives b"") or RST (ConnectionError), as the kernel happens to have
+    unread bytes or not: both free it. False where it is still open after a long wait.
+    """
+    connection.settimeout(PATIENCE_SECONDS)
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the other end has kept the connection open until now, and sent nothing."""
+    connection.setblocking(False)
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def peer_program(name: str) -> str:
@@ -193,7 +219,7 @@ class RawPeer:
     """A TCP connection to a listener that sends what it is told to."""
 
     def __init__(self, listener: Listener) -> None:
-        self.socket = socket.create_connection(listener.address, timeout=10.0)
+        self.socket = socket.create_connection(listener.address, timeout=PATIENCE_SECONDS)
 
     def __enter__(self) -> RawPeer:
         return self
@@ -236,14 +262,7 @@ class RawPeer:
 
     def is_closed(self) -> bool:
         """True once the listener has closed the connection (an abort before that is read over)."""
-        try:
-            while self.socket.recv(4096):
-                pass
-        except TimeoutError:
-            return False
-        except OSError:
-            pass
-        return True
+        return is_closed(self.socket)
 
     def _read(self, count: int) -> bytes:
         content = b""

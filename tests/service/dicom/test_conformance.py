@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TypeGuard
 
 import numpy as np
 import pytest
@@ -25,16 +26,26 @@ from pynetdicom.pdu_primitives import (
 from models.phantom.dicom import write_series
 from models.phantom.patient import draw
 from models.phantom.render import native_grid
+from service import courier, steward
 from service.cli import make_parser
-from service.dicom import door, headers, listener, lobby, part10, send, server, syntaxes
+from service.dicom import door, headers, listener, lobby, part10, send, server, stow, syntaxes
 from service.domain.reasons import Code
 from service.settings import Settings
+from service.workflow import delivery, reporting
 from tests.conftest import ROOT
 from tests.service.dicom.harness import Database, RawPeer, associate_request, listening
+from tests.service.workflow import workbench
+from tests.service.workflow.outbox import Outbox
 
 FOLDER = ROOT / "service" / "dicom"
 STATEMENT = (FOLDER / "CONFORMANCE.md").read_text(encoding="utf-8")
-OUTSIDE = {"quiet_seconds", "incomplete_patience_seconds", "data_dir", "destinations"}  # told, used by other rooms
+OUTBOX = {
+    "destinations",
+    "delivery_retry_seconds",
+    "delivery_retry_ceiling_seconds",
+    "delivery_timeout_seconds",
+}
+OUTSIDE = {"quiet_seconds", "incomplete_patience_seconds", "data_dir"} | OUTBOX  # told, used by other rooms
 NO_CODES = {"OSTEOGATE", "TCP_QUICKACK"}  # texts in the modules that look like a refusal's code
 
 Table = list[list[str]]
@@ -111,7 +122,8 @@ def constants_of(module: ModuleType) -> Iterator[tuple[str, ast.expr]]:
 
 def test_the_sop_classes_are_those_taken() -> None:
     documented = {plain(uid): name for name, uid, *_ in rows("SOP class", "UID")}
-    assert documented == {uid: UID(uid).name for uid in syntaxes.ACCEPTED}
+    younger = {syntaxes.LABEL_MAP_SEGMENTATION_STORAGE: "Label Map Segmentation Storage"}  # than pydicom's dictionary
+    assert documented == {uid: younger.get(uid, UID(uid).name) for uid in syntaxes.ACCEPTED}
 
 
 def test_each_sop_class_takes_the_transfer_syntaxes_of_its_group() -> None:
@@ -301,6 +313,56 @@ def test_the_sender_treats_statuses_as_told() -> None:
     assert table[-1][0] == "any other"
 
 
+# The results
+
+
+def test_the_objects_sent_are_those_made(tmp_path: Path) -> None:
+    with workbench.fresh_store("sqlite", tmp_path) as store:
+        outbox = Outbox(store, tmp_path, workbench.Clock())
+        outbox.result()
+        assert outbox.make() == 2
+        metas = [dcmread(outbox.file(outbox.report(kind))).file_meta for kind in reporting.FILES]
+    table = rows("Result object", "UID", "Transfer syntax")
+    assert [(plain(uid), plain(syntax)) for _, uid, syntax, _ in table] == [
+        (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)) for meta in metas
+    ]
+    assert [row[0] for row in table] == [UID(plain(row[1])).name for row in table]
+
+
+def test_the_courier_associates_as_told() -> None:
+    told = policies("#### 4.2.3 RESULT-SCU")
+    sender = policies("#### 4.2.2 STORAGE-SCU")
+    for name in ("Maximum PDU length offered", "Implementation class UID", "Implementation version name"):
+        assert told[name] == sender[name]
+    assert told["Calling AE title"] == "`OSTEOGATE_AE_TITLE`"
+    assert told["Objects in one association"].startswith(f"{delivery.BATCH} at most")
+    (send_call,) = (call for call in ast.walk(source(courier)) if _is_call_of(call, "send_files"))
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in send_call.keywords}
+    assert given["calling"] == "self._settings.ae_title"
+    assert given["timeout_seconds"] == "timeout"
+
+
+def _is_call_of(node: ast.AST, name: str) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+
+
+def test_what_counts_as_delivered_is_told() -> None:
+    table = {answer: outcome for answer, outcome, _ in rows("Answer", "Outcome", "Then")}
+    good = {
+        int(status, 16)
+        for answer, outcome in table.items()
+        if outcome.startswith("delivered")
+        for status in re.findall(r"0x[0-9A-F]{4}", answer)
+    }
+    assert good == {send.SUCCESS, courier.DUPLICATE, *send.WARNINGS}
+    assert all(again == "tried again" for _, outcome, again in rows("Answer", "Outcome", "Then") if "not" in outcome)
+
+
+def test_stow_is_as_told() -> None:
+    assert f"`Accept: {stow.ACCEPT}`" in STATEMENT
+    assert [row[0] for row in rows("HTTP status", "Answer", "Outcome")] == ["200, 202", "200, 202", "any", "any other"]
+
+
 # Settings and limits
 
 
@@ -319,10 +381,9 @@ def test_the_settings_are_those_in_force() -> None:
     assert documented == _used_settings() | OUTSIDE
 
 
-def test_results_are_not_sent_as_long_as_the_statement_says_so() -> None:
-    assert "| `OSTEOGATE_DESTINATIONS` | empty | no effect in this release |" in STATEMENT
-    users = [path.name for path in FOLDER.parent.rglob("*.py") if ".destinations" in path.read_text(encoding="utf-8")]
-    assert not users, "results are sent now: the statement's sections 1, 4.2 and 4.4 must tell how"
+def test_the_settings_of_the_outbox_are_used_by_it() -> None:
+    texts = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (courier, steward)]
+    assert {name for name in OUTBOX if any(f"settings.{name}" in text for text in texts)} == OUTBOX
 
 
 def test_the_defaults_are_those_of_the_settings() -> None:
@@ -339,7 +400,7 @@ def test_every_setting_named_in_the_text_exists() -> None:
 
 def test_the_fixed_limits_are_those_of_the_code() -> None:
     modules: dict[str, ModuleType] = {
-        "lobby": lobby, "server": server, "door": door, "listener": listener, "send": send,
+        "lobby": lobby, "server": server, "door": door, "listener": listener, "send": send, "stow": stow,
     }  # fmt: skip
     documented = {plain(name): float(value) for name, value, _ in rows("Constant", "Value")}
     in_force = {

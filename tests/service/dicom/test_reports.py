@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -39,7 +37,7 @@ from service.domain.result import (
     result_document,
     unmeasured,
 )
-from tests.conftest import absent
+from tests.read_back import dsrdump, errors_of_dciodvfy, groups, numbers, texts
 
 AT = datetime(2026, 11, 23, 14, 5, 6)
 IDS = {32: "T12", 31: "L1", 30: "L2", 29: "L3", 28: "L4", 27: "L5", 126: "L6"}
@@ -125,40 +123,6 @@ def written(dataset: Dataset, folder: Path) -> Path:
     return path
 
 
-def errors_of_dciodvfy(path: Path, iod: str) -> list[str]:
-    program = shutil.which("dciodvfy") or absent("dicom3tools' dciodvfy")
-    report = subprocess.run([program, str(path)], capture_output=True, check=False)
-    lines = (report.stdout + report.stderr).decode("utf-8", "replace").splitlines()
-    assert any(line.strip() == iod for line in lines), lines
-    # releases older than DICOM 2022e do not know SyntheticData
-    return [line for line in lines if line.startswith("Error") and "(0x0008,0x001c)" not in line]
-
-
-def dsrdump(path: Path) -> bytes:
-    """The report's text in its own character set (dcmtk converts ISO 2022 IR 87 only with some libraries)."""
-    program = shutil.which("dsrdump") or absent("dcmtk's dsrdump")
-    dump = subprocess.run([program, str(path)], capture_output=True, check=False)
-    assert dump.returncode == 0, dump.stderr.decode()
-    return dump.stdout
-
-
-def groups(path: Path) -> tuple[dict[str, Any], Any]:
-    """The volumetric groups by vertebra, and the patient's group, as highdicom reads them."""
-    report = hd.sr.srread(path).content
-    rois = {group.tracking_identifier: group for group in report.get_volumetric_roi_measurement_groups()}
-    others = {group.tracking_identifier: group for group in report.get_image_measurement_groups()}
-    return rois, others["Patient"]
-
-
-def numbers(group: Any) -> dict[Any, float]:
-    return {item.name: item.value for item in group.get_measurements()}
-
-
-def texts(item: Any) -> list[str]:
-    found = [str(item.TextValue)] if "TextValue" in item else []
-    return found + [text for child in item.get("ContentSequence", []) for text in texts(child)]
-
-
 def test_the_segmentation_holds_the_labels_on_the_source_slices(
     source: list[Dataset], labels: np.ndarray, segmentation: Dataset, tmp_path: Path
 ) -> None:
@@ -237,6 +201,26 @@ def test_an_excluded_level_says_why_and_holds_no_number(
     assert f"METAL: {METAL.text}" in texts(l3[0])
     l1 = rois["L1"].get_qualitative_evaluations(codes.EXCLUSION)[0]
     assert l1.value.value == "LEVEL_OUT_OF_VIEW"  # longer than a Code Value may be: Long Code Value
+
+
+def test_vertebrae_that_others_outlined_are_not_claimed_as_ours(
+    source: list[Dataset], labels: np.ndarray, result: dict[str, Any], tmp_path: Path
+) -> None:
+    name = "supplied DICOM SEG by Spine model, A foreign maker (1.2.826.0.1.3680043.8.498.123456789)"
+    result["provenance"]["segmenter"] = name
+    made = make_segmentation(source, labels, IDS, result["provenance"], at=AT)
+    assert made is not None
+    for segment in made.SegmentSequence:
+        assert "AlgorithmSource" not in segment.SegmentationAlgorithmIdentificationSequence[0]
+    path = written(make_structured_report(source, made, result, at=AT), tmp_path)
+    assert errors_of_dciodvfy(path, "Comprehensive3DSR") == []
+    assert errors_of_dciodvfy(written(made, tmp_path), "Segmentation") == []
+    rois, _ = groups(path)
+    for group in rois.values():
+        said = [text for item in group for text in texts(item)]
+        begin = said.index(name)  # then its version and its parameters, and no manufacturer among them
+        assert said[begin + 1 : begin + 3] == ["cd" * 6, "sha256=" + "cd" * 32]
+        assert said[begin - 1] != MANUFACTURER != said[begin + 3]
 
 
 def test_the_report_recommends_and_never_decides_alone(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from service.domain.policy import DEFAULT_POLICY
@@ -20,6 +22,8 @@ from service.store.engine import Store, make_engine
 from tests.service.workflow.workbench import measured
 from worker.app import serve
 from worker.jobs import ScreenRequest
+
+Behaviour = Callable[[ScreenRequest], Measurements]
 
 
 def at_once(request: ScreenRequest) -> Measurements:
@@ -32,7 +36,7 @@ def first_time_hangs(request: ScreenRequest) -> Measurements:
     once = request.artefacts_dir.parent / "hung-once"
     if not once.exists():
         once.touch()
-        time.sleep(60)
+        time.sleep(1e6)
     return measured()
 
 
@@ -46,8 +50,49 @@ def crashes_on_one(request: ScreenRequest) -> Measurements:
     return crashes(request) if len(request.paths) == 61 else measured()
 
 
-BEHAVIOURS: dict[str, Callable[[ScreenRequest], Measurements]] = {
-    function.__name__: function for function in (at_once, first_time_hangs, crashes, crashes_on_one)
+def at_the_gate(request: ScreenRequest) -> Measurements:
+    """Measure for as long as there is no file `gate`; `at-the-gate` tells that it has begun."""
+    (request.artefacts_dir.parent / "at-the-gate").touch()
+    while not (request.artefacts_dir.parent / "gate").exists():
+        time.sleep(0.05)
+    return measured()
+
+
+def loads(request: ScreenRequest) -> Measurements:
+    """Read the images as the real pipeline does, with a gigabyte to do it in, then measure at once."""
+    from worker.volume import load_dicom
+
+    spent_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    with _memory_limit(spent_bytes + 1024**3):
+        volume = load_dicom(request.paths)
+    assert volume.hu.shape[0] == len(request.paths)
+    return measured()
+
+
+@contextmanager
+def _memory_limit(size_bytes: int) -> Iterator[None]:
+    """Whatever allocates beyond this gets a MemoryError, which fails the job."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _told(behaviour: Behaviour) -> Behaviour:
+    """The behaviour, each call of it told by a line in the file `measured`: the number of its slices."""
+
+    def screen(request: ScreenRequest) -> Measurements:
+        with (request.artefacts_dir.parent / "measured").open("a") as calls:
+            calls.write(f"{len(request.paths)}\n")
+        return behaviour(request)
+
+    return screen
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    function.__name__: function for function in (at_once, first_time_hangs, crashes, crashes_on_one, at_the_gate, loads)
 }
 
 
@@ -59,4 +104,4 @@ def main(settings: Settings, behaviour: str, log: Path) -> None:
     faulthandler.register(signal.SIGUSR1, file=2)
     logging.basicConfig(level=logging.INFO)
     store = Store(make_engine(settings.sqlalchemy_url))
-    serve(settings, store, DEFAULT_POLICY, BEHAVIOURS[behaviour])
+    serve(settings, store, DEFAULT_POLICY, _told(BEHAVIOURS[behaviour]))

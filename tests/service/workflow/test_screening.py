@@ -114,6 +114,7 @@ def test_a_study_that_cannot_be_measured_has_a_result_document(store: Store, clo
         "driver": "none",
         "reasons": told["verdict"]["reasons"],
         "policy": DEFAULT_POLICY.label,
+        "criteria": None,
     }
     assert (told["study_uid"], told["series_uid"], told["revision"]) == ("1.2.3", None, 1)
     assert told["patient"]["synthetic"] is True
@@ -174,7 +175,7 @@ def test_a_refusal_found_in_the_pixels_is_a_result_without_values(store: Store, 
     reason = Reason(Code.PIXELS_UNREADABLE, "slice 7 is truncated")
     broken = replace(unmeasured("osteogate test"), refusals=(reason,))
     with store.transaction() as session:
-        screening.record(session, held, broken, artefacts=None, policy=DEFAULT_POLICY, now=clock.now)
+        screening.record(session, held, broken, artefacts=None, labelled=False, policy=DEFAULT_POLICY, now=clock.now)
     [result] = results(store)
     assert (result.category, result.bmd_g_cm2, result.artefacts) == ("not-assessable", None, None)
     assert result.document["decision"]["reasons"] == [reason.as_dict()]

@@ -6,6 +6,7 @@ import atexit
 import functools
 import multiprocessing
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -45,6 +46,7 @@ DATABASES = ("sqlite", "postgresql")
 POSTGRESQL = os.environ.get("OSTEOGATE_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/test")
 START = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
 QUIET, PATIENCE = 30.0, 300.0
+PATIENCE_SECONDS = 90.0  # of a wait that ends early: only what hangs takes so long
 MODEL = "model-a"
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -117,7 +119,7 @@ def new_postgresql_database() -> str:
 
 def _postgresql(statement: str) -> None:
     try:
-        connection = psycopg.connect(POSTGRESQL, autocommit=True, connect_timeout=2)
+        connection = psycopg.connect(POSTGRESQL, autocommit=True, connect_timeout=30)
     except psycopg.OperationalError as error:
         absent(f"PostgreSQL at {POSTGRESQL}: {error}")
     with connection:
@@ -219,7 +221,9 @@ def claim(store: Store, job_id: int, at: datetime, worker: str = "w1", **changes
 def record(store: Store, held: work.Claim, at: datetime, hu: float = 60.0) -> None:
     """Record a result with this attenuation in every vertebra."""
     with store.transaction() as session:
-        screening.record(session, held, measured(hu), artefacts=f"{held.job_id}", policy=DEFAULT_POLICY, now=at)
+        screening.record(
+            session, held, measured(hu), artefacts=f"{held.job_id}", labelled=False, policy=DEFAULT_POLICY, now=at
+        )
 
 
 def measured(hu: float = 60.0) -> Measurements:
@@ -240,8 +244,8 @@ def settings(folder: Path, **changes: Any) -> Settings:
         "data_dir": folder,
         "quiet_seconds": 0.2,
         "incomplete_patience_seconds": 1.0,
-        "lease_seconds": 0.5,
-        "job_deadline_seconds": 20.0,
+        "lease_seconds": 4.0,
+        "job_deadline_seconds": 300.0,
         "steward_interval_seconds": 0.1,
         "rering_seconds": 0.5,
         **changes,
@@ -249,15 +253,15 @@ def settings(folder: Path, **changes: Any) -> Settings:
     return Settings(**tiny)
 
 
-def eventually(check: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
-    """Wait until `check` answers something true."""
+def eventually(check: Callable[[], Any], what: str = "", *, seconds: float = PATIENCE_SECONDS) -> Any:
+    """Wait until `check` answers something true; the deadline only ends what hangs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         answer = check()
         if answer:
             return answer
         time.sleep(0.05)
-    raise AssertionError(f"did not happen within {seconds} s: {what or check}")
+    raise AssertionError(f"did not happen within {seconds:g} s: {what or check}")
 
 
 @dataclass
@@ -266,6 +270,8 @@ class Broker:
 
     folder: Path
     port: int = 0  # 0: unix socket
+    program: str = ""  # the Valkey server that ships with Osteogate
+    keeps: bool = False  # an append-only file, as an installation has it
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -277,10 +283,11 @@ class Broker:
         return self.folder / "b.sock"
 
     def start(self) -> None:
-        arguments = [str(broker_binary()), "--port", str(self.port), "--save", "", "--dir", str(self.folder)]
+        arguments = [self.program or str(broker_binary()), "--port", str(self.port), "--save", ""]
+        arguments += ["--dir", str(self.folder), "--appendonly", "yes" if self.keeps else "no"]
         arguments += ["--bind", "127.0.0.1"] if self.port else ["--unixsocket", str(self.socket)]
         self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
-        eventually(self.answers, what="the broker starts")
+        eventually(self.is_ours, what="the broker starts")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -288,9 +295,12 @@ class Broker:
             self.process.wait()
             self.process = None
 
-    def answers(self) -> bool:
+    def is_ours(self) -> bool:
+        """Whether the server that answers is the process that we started."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"the broker ended with {self.process.returncode}"
         try:
-            return self.command(b"PING") == b"+PONG\r\n"
+            return f"process_id:{self.process.pid}\r\n".encode() in self.command(b"INFO server")
         except OSError:
             return False
 
@@ -304,7 +314,7 @@ class Broker:
             )
         )
         with socket.socket(family, socket.SOCK_STREAM) as peer:
-            peer.settimeout(2)
+            peer.settimeout(PATIENCE_SECONDS)
             peer.connect(address)
             peer.sendall(line + b"\r\n")
             return peer.recv(4096)
@@ -315,10 +325,10 @@ class Broker:
 
 
 @contextmanager
-def broker(folder: Path, *, tcp: bool = False) -> Iterator[Broker]:
+def broker(folder: Path, *, tcp: bool = False, program: str = "", keeps: bool = False) -> Iterator[Broker]:
     """A running broker."""
     folder.mkdir(parents=True, exist_ok=True)
-    served = Broker(folder, free_port() if tcp else 0)
+    served = Broker(folder, free_port() if tcp else 0, program, keeps)
     served.start()
     try:
         yield served
@@ -334,10 +344,16 @@ def broker_binary() -> Path:
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free TCP port that nothing but another call of this can take before the caller binds it.
+
+    It lies below the range from which the system serves `bind(0)` and outgoing connections; a port of that range
+    may be somebody's a moment after it was found free.
+    """
+    for port in random.SystemRandom().sample(range(13_000, 32_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class WorkerProcess:
@@ -358,7 +374,7 @@ class WorkerProcess:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def wait(self, seconds: float = 10.0) -> int:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end; its exit code (minus the signal that killed it)."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running after {seconds} s"
