@@ -8,12 +8,13 @@ from fastapi.staticfiles import StaticFiles
 from service.api import problems
 from service.api.guard import Guard
 from service.api.operations import operations_router
+from service.api.password import Gate
 from service.api.routes import CSV_ROWS, api_router, csv_response
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
 from service.web.csrf import Forms
-from service.web.desk import Desk, software
+from service.web.desk import ACTOR, Desk, software
 from service.web.pages import STATIC, page_router, templates
 from service.workflow import reading
 from service.workflow.clock import Clock, utc_now
@@ -52,5 +53,11 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
 
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     problems.install(app, pages)
-    app.add_middleware(Guard)
+
+    def note(event: str, address: str) -> None:
+        with store.transaction() as session:
+            reading.note(session, at=clock(), actor=ACTOR, action=event, subject="web", detail={}, peer_address=address)
+
+    gate = Gate(settings.web_password) if settings.web_password is not None else None
+    app.add_middleware(Guard, gate=gate, note=note)
     return app

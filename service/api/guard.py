@@ -1,21 +1,25 @@
 """What every request passes before any route sees it, and every response after.
 
-Until users exist the pages are open to whoever reaches the loopback port, so the guard keeps other web
-sites from reaching it through the user's own browser: the Host header must name this machine (DNS
-rebinding), and a request that changes something must come from our own origin (request forgery).
+Without a password the pages are open to whoever reaches the loopback port, so the guard keeps other web
+sites from reaching it through the user's own browser: the Host header must name this machine (DNS rebinding).
+With a password any Host will do: a browser sends the password to the origin alone that asked for it. In both
+cases a request that changes something must come from our own origin (request forgery).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.password import OPEN_PATHS, Gate, Turned
 from service.api.problems import MEDIA_TYPE, problem_bytes
+from service.web.desk import ACTOR_KEY
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +51,13 @@ class BodyTooLargeError(Exception):
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, gate: Gate | None = None, note: Callable[[str, str], None] = lambda _event, _address: None
+    ) -> None:
+        """`gate` asks for the password; `note` writes its events, with the address they came from, to the audit."""
         self._app = app
+        self._gate = gate
+        self._note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, pass on, and make an honest answer of whatever breaks inside."""
@@ -56,7 +65,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send, scope["path"])
-        refusal = _refusal(scope)
+        turned = await self._turned(scope)
+        if turned is not None:
+            await answer.problem(turned.status, turned.detail, turned.headers)
+            return
+        refusal = _refusal(scope, any_host=self._gate is not None)
         if refusal is not None:
             await answer.problem(*refusal)
             return
@@ -67,6 +80,23 @@ class Guard:
             if answer.started:
                 raise
             await answer.problem(500, "Something broke here. It has been logged.")
+
+    async def _turned(self, scope: Scope) -> Turned | None:
+        """Why the gate does not let a request in, or None; the name that it came with is put into its scope."""
+        if self._gate is None or scope["path"] in OPEN_PATHS:
+            return None
+        address = str(scope["client"][0]) if scope.get("client") else ""
+        found = self._gate.admit(Headers(scope=scope).get("authorization"), address)
+        if isinstance(found, str):
+            scope[ACTOR_KEY] = found
+            return None
+        if found.event is not None:
+            log.warning("%s from %s", found.event, address)
+            try:
+                await run_in_threadpool(self._note, found.event, address)
+            except Exception:  # the database is away: the answer stays the same
+                log.exception("%s could not be written to the audit", found.event)
+        return found
 
 
 class _Answer:
@@ -94,19 +124,20 @@ class _Answer:
             headers.setdefault("Cache-Control", "public, max-age=300" if static else "no-store")
         await self._send(message)
 
-    async def problem(self, status: int, detail: str) -> None:
+    async def problem(self, status: int, detail: str, more: Mapping[str, str] | None = None) -> None:
         body = problem_bytes(status, detail)
         headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in (more or {}).items()]
         self.body_too_large = False
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
         self.body_too_large = status == 413
 
 
-def _refusal(scope: Scope) -> tuple[int, str] | None:
+def _refusal(scope: Scope, *, any_host: bool) -> tuple[int, str] | None:
     """Why a request may not pass, or None."""
     headers = Headers(scope=scope)
-    if not is_loopback_name(headers.get("host", "")):
+    if not any_host and not is_loopback_name(headers.get("host", "")):
         return 421, "Osteogate answers only to the loopback names of this machine (localhost, 127.0.0.1)."
     if scope["method"] in SAFE_METHODS:
         return None

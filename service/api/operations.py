@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from fastapi import APIRouter, Response
@@ -15,7 +16,7 @@ from service.api.schemas import Check, Health
 from service.settings import MIB
 from service.web.desk import Desk
 from service.workflow import reading
-from service.workflow.reading import Gauges
+from service.workflow.reading import Gauges, Outbox
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,9 +45,12 @@ def operations_router(desk: Desk) -> APIRouter:
         """Gauges in the Prometheus text format."""
         with desk.store.reading() as session:
             gauges = reading.gauges(session)
-        oldest = gauges.oldest_waiting_at
-        waiting = 0.0 if oldest is None else max(0.0, (desk.clock() - oldest).total_seconds())
-        lines = _lines(gauges, waiting, _free_bytes(desk.settings.spool_dir))
+            outbox = reading.outbox(session, desk.settings.destinations)
+        now = desk.clock()
+        lines = [
+            *_lines(gauges, _age_s(gauges.oldest_waiting_at, now), _free_bytes(desk.settings.spool_dir)),
+            *_outbox_lines(outbox, now),
+        ]
         return PlainTextResponse("\n".join(lines) + "\n", media_type=METRICS_TYPE)
 
     return router
@@ -79,6 +83,7 @@ def _lines(gauges: Gauges, oldest_waiting_s: float, free_bytes: int) -> Iterator
     yield from _family("osteogate_decisions", "Decisions in force", gauges.decisions, "category")
     yield from _family("osteogate_jobs", "Jobs by state", gauges.jobs, "state")
     yield from _family("osteogate_referrals", "Referrals by state", gauges.referrals, "state")
+    yield from _family("osteogate_reports", "DICOM objects of the results in force by state", gauges.reports, "state")
     yield from _family("osteogate_refusals", "Refusals at the door", gauges.refusals, "kind")
     yield from _single("osteogate_instances", "Instances kept", gauges.instances)
     yield from _single("osteogate_instance_bytes", "Bytes of the instances kept", gauges.instance_bytes)
@@ -87,7 +92,21 @@ def _lines(gauges: Gauges, oldest_waiting_s: float, free_bytes: int) -> Iterator
     yield from _single("osteogate_spool_free_bytes", "Free bytes on the spool's disk", free_bytes)
 
 
-def _family(name: str, text: str, values: Mapping[str, int], label: str) -> Iterator[str]:
+def _outbox_lines(outbox: Outbox, now: datetime) -> Iterator[str]:
+    lines = outbox.destinations
+    waiting = {line.name: line.waiting for line in lines}
+    failing = {line.name: line.failing for line in lines}
+    oldest = {line.name: _age_s(line.oldest_waiting_at, now) for line in lines}
+    yield from _family("osteogate_outbox_waiting", "Objects a destination does not hold yet", waiting, "destination")
+    yield from _family("osteogate_outbox_failing", "Waiting objects that were tried already", failing, "destination")
+    yield from _family("osteogate_outbox_oldest_waiting_seconds", "Age of the oldest of them", oldest, "destination")
+
+
+def _age_s(since: datetime | None, now: datetime) -> float:
+    return 0.0 if since is None else max(0.0, (now - since).total_seconds())
+
+
+def _family(name: str, text: str, values: Mapping[str, float], label: str) -> Iterator[str]:
     yield f"# HELP {name} {text}."
     yield f"# TYPE {name} gauge"
     for key, value in sorted(values.items()):

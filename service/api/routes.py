@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 
 from service.api import schemas
 from service.api.problems import MEDIA_TYPE
 from service.api.tabular import worklist_csv
 from service.domain.result import Category
 from service.domain.states import ReferralState, StudyState
-from service.web.desk import NO_STUDY, Desk
+from service.web.desk import MAX_ID, NO_DELIVERY, NO_REPORT, NO_STUDY, Desk
 from service.web.pages import sorting
 from service.workflow import reading
 from service.workflow.reading import Filter, Stage, StudyDetail, WorklistEntry
 
 CSV_ROWS = 10_000
+DICOM = "application/dicom"  # RFC 3240
 
 StudyUid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$", description="Study Instance UID")]
+RowId = Annotated[int, Path(ge=1, le=MAX_ID)]
+Destination = Annotated[str, Path(max_length=64, description="name of a destination, as in OSTEOGATE_DESTINATIONS")]
 PageNumber = Annotated[int, Query(ge=1, le=100_000)]
 PageSize = Annotated[int, Query(ge=1, le=500)]
 Words = Annotated[str | None, Query(max_length=200, description="in name, id, accession, UID, description")]
@@ -113,9 +116,13 @@ def api_router(desk: Desk) -> APIRouter:
         responses=_problems(404),
         tags=["studies"],
     )
-    def result(request: Request, study_uid: StudyUid) -> JSONResponse:
+    def result(
+        request: Request,
+        study_uid: StudyUid,
+        result_id: Annotated[int | None, Query(ge=1, le=MAX_ID, description="an earlier result of the study")] = None,
+    ) -> JSONResponse:
         """result.json: of the screening, or the not-assessable one of a study that no series qualified."""
-        detail = desk.study(request, study_uid, seen_as="result.view")
+        detail = desk.study(request, study_uid, seen_as="result.view", result_id=result_id)
         document = detail.document
         if document is None:
             state = detail.intake.state
@@ -155,6 +162,87 @@ def api_router(desk: Desk) -> APIRouter:
         if detail is None:
             raise HTTPException(404, NO_STUDY)
         return schemas.RerunAnswer(study_uid=study_uid, state=detail.intake.state)
+
+    @router.get("/outbox", response_model=schemas.OutboxShape, tags=["outbox"])
+    def outbox(request: Request) -> schemas.OutboxShape:
+        """Where results are sent, what waits there, since when, and why."""
+        with desk.store.transaction() as session:
+            found = reading.outbox(session, desk.settings.destinations)
+            desk.note(session, request, "outbox.view", "outbox")
+        return schemas.OutboxShape.model_validate(found)
+
+    @router.post(
+        "/outbox/{destination}/retry",
+        response_model=schemas.RetryAnswer,
+        responses=_problems(403, 409),
+        status_code=202,
+        tags=["outbox"],
+    )
+    def retry(request: Request, destination: Destination) -> schemas.RetryAnswer:
+        """Try everything that waits for a destination now, without waiting for its back-off."""
+        require_json(request)
+        return schemas.RetryAnswer(destination=destination, deliveries=desk.retry(request, destination))
+
+    @router.post(
+        "/deliveries/{delivery_id}/resend",
+        response_model=schemas.DeliveryShape,
+        responses=_problems(403, 404, 409),
+        status_code=202,
+        tags=["outbox"],
+    )
+    def resend(request: Request, delivery_id: RowId) -> schemas.DeliveryShape:
+        """Send one object to its destination again, delivered or not."""
+        require_json(request)
+        desk.resend(request, delivery_id)
+        return _delivery(delivery_id)
+
+    @router.post(
+        "/reports/{report_id}/send",
+        response_model=schemas.DeliveryShape,
+        responses=_problems(403, 404, 409),
+        status_code=202,
+        tags=["outbox"],
+    )
+    def send(request: Request, report_id: RowId, wanted: schemas.SendTo) -> schemas.DeliveryShape:
+        """Send one object to a configured destination, also to one that was configured after it was made."""
+        require_json(request)
+        _, delivery_id = desk.send(request, report_id, wanted.destination)
+        return _delivery(delivery_id)
+
+    @router.post(
+        "/reports/{report_id}/remake",
+        response_model=schemas.ReportShape,
+        responses=_problems(403, 404, 409),
+        status_code=202,
+        tags=["outbox"],
+    )
+    def remake(request: Request, report_id: RowId) -> schemas.ReportShape:
+        """Try again to make an object that could not be made."""
+        require_json(request)
+        desk.remake(request, report_id)
+        with desk.store.reading() as session:
+            report = reading.report(session, report_id)
+        if report is None:
+            raise HTTPException(404, NO_REPORT)
+        return schemas.ReportShape.model_validate(report)
+
+    @router.get(
+        "/reports/{report_id}/file",
+        response_class=FileResponse,
+        responses={200: {"content": {DICOM: {"schema": {"type": "string", "format": "binary"}}}}, **_problems(404)},
+        tags=["outbox"],
+    )
+    def file(request: Request, report_id: RowId) -> FileResponse:
+        """The DICOM object itself, as it is sent; the download is audited as an export."""
+        path, found = desk.report_file(request, report_id)
+        return FileResponse(path, media_type=DICOM, filename=f"osteogate-{found.kind.lower()}-{report_id}.dcm")
+
+    def _delivery(delivery_id: int) -> schemas.DeliveryShape:
+        with desk.store.reading() as session:
+            line = reading.delivery(session, delivery_id)
+        if line is None:
+            raise HTTPException(404, NO_DELIVERY)
+        return schemas.DeliveryShape.model_validate(line)
 
     @router.get("/audit", response_model=schemas.Audit, tags=["audit"])
     def audit(
@@ -201,6 +289,7 @@ def _study_shape(detail: StudyDetail, refused: tuple[reading.RefusalLine, ...]) 
         category=detail.entry.category,
         referral=_maybe(schemas.ReferralShape, detail.entry.referral),
         jobs=tuple(schemas.JobShape.model_validate(job) for job in detail.jobs),
+        reports=tuple(schemas.ReportShape.model_validate(report) for report in detail.reports),
         results=tuple(schemas.ResultSummary.model_validate(line) for line in detail.results),
         conflicts=tuple(schemas.ConflictShape.model_validate(line) for line in detail.conflicts),
         refusals=tuple(schemas.RefusalShape.model_validate(line) for line in refused),

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.domain.result import Category, Interval
-from service.domain.states import JobState, ReferralState, StudyState
-from service.workflow.reading import Stage
+from service.domain.states import DeliveryState, JobState, ReferralState, ReportState, StudyState
+from service.workflow.reading import Flow, Stage
 
 
 class Shape(BaseModel):
@@ -136,10 +136,77 @@ class ResultSummary(Shape):
     result_id: int
     series_uid: str
     revision: int
+    run: int = Field(description="counts repeated measurements of one revision")
     attempt: int
     superseded: bool
     category: str
     created_at: datetime
+
+
+class DeliveryShape(Shape):
+    """One DICOM object on its way to one destination."""
+
+    id: int
+    destination: str
+    state: DeliveryState
+    attempts: int = Field(description="since it was addressed, or since a person sent it again")
+    due_at: datetime = Field(description="waiting: the next try; sending: the end of the courier's lease")
+    delivered_at: datetime | None
+    last_error: str | None = Field(description="the last failure; of a delivered object a remark of the destination")
+
+
+class ReportShape(Shape):
+    """One DICOM object (SR or SEG) of one result, and everywhere it was addressed to."""
+
+    id: int
+    result_id: int
+    kind: Literal["SR", "SEG"]
+    state: ReportState
+    attempts: int
+    sop_instance_uid: str | None
+    last_error: str | None
+    created_at: datetime
+    made_at: datetime | None
+    deliveries: tuple[DeliveryShape, ...]
+
+
+class DestinationShape(Shape):
+    """One destination and what waits for it."""
+
+    name: str
+    address: str | None = Field(description="without user and password; null: no longer configured")
+    flow: Flow = Field(description="failing: nothing has arrived since the oldest failure; refusing: later objects did")
+    waiting: int = Field(description="objects that it does not hold yet")
+    failing: int = Field(description="those of them that were tried already")
+    delivered: int
+    oldest_waiting_at: datetime | None
+    next_try_at: datetime | None
+    failing_since: datetime | None
+    last_success_at: datetime | None
+    last_error: str | None
+
+
+class OutboxShape(Shape):
+    """Every destination, and how many objects are not made yet or cannot be made."""
+
+    destinations: tuple[DestinationShape, ...]
+    to_make: int
+    not_made: int
+
+
+class SendTo(BaseModel):
+    """The destination, by its name in the settings, that an object is to be sent to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    destination: str = Field(min_length=1, max_length=64)
+
+
+class RetryAnswer(Shape):
+    """How many objects are tried now."""
+
+    destination: str
+    deliveries: int
 
 
 class StudyShape(Shape):
@@ -177,6 +244,7 @@ class StudyDetailShape(StudyShape):
     referral: ReferralShape | None
     jobs: tuple[JobShape, ...]
     results: tuple[ResultSummary, ...]
+    reports: tuple[ReportShape, ...] = Field(description="the DICOM objects of every result, the newest result first")
     conflicts: tuple[ConflictShape, ...]
     refusals: tuple[RefusalShape, ...] = Field(description="refused instances that named this study")
 
@@ -286,6 +354,20 @@ class ResultLevel(Shape):
     heights_mm: ResultHeights
 
 
+class ResultReference(Shape):
+    """The young adults behind %YAM and T, and the density that was compared with them."""
+
+    key: str
+    version: str
+    region: str
+    levels: tuple[str, ...]
+    bmd_g_cm2: float
+    bmd_interval: Interval | None
+    mean_g_cm2: float
+    sd_g_cm2: float
+    text: str
+
+
 class ResultPatient(Shape):
     """The patient's values: means over the valid levels."""
 
@@ -298,6 +380,7 @@ class ResultPatient(Shape):
     percent_yam: float | None
     t_score: float | None
     levels_used: tuple[str, ...]
+    reference: ResultReference | None
 
 
 class ResultAnatomy(Shape):
@@ -317,6 +400,7 @@ class ResultDecision(Shape):
     reasons: tuple[ReasonShape, ...]
     driver: Literal["network", "ct-attenuation", "none"]
     policy: str
+    criteria: str | None
 
 
 class ResultProvenance(Shape):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.domain.criteria import PROFILES, CriteriaProfile
 from service.domain.policy import ReferralPolicy
 from service.domain.result import LEVELS
 from service.web.words import number
@@ -71,45 +72,52 @@ class _Scale:
 
 def axes(document: Mapping[str, Any], policy: ReferralPolicy) -> list[Axis]:
     """The drawings for one result: BMD, CT attenuation and TBS, each only where it was measured."""
+    judged_by = document["decision"]["criteria"]
     drawn = (
-        _bmd(document["patient"], document["levels"], policy),
+        _bmd(document["patient"], document["levels"], PROFILES.get(judged_by, policy.profile)),
         _attenuation(document["levels"], document["patient"], policy),
         _tbs(document["patient"], document["levels"], policy),
     )
     return [axis for axis in drawn if axis is not None]
 
 
-def _bmd(patient: Mapping[str, Any], levels: Mapping[str, Any], policy: ReferralPolicy) -> Axis | None:
-    value, percent = patient["bmd_g_cm2"], patient["percent_yam"]
-    if value is None:
-        return None
-    edges: tuple[float, ...] = ()
-    ticks: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ("no reference in force",)
-    note: str | None = "%YAM and its bands are withheld: no young-adult reference is in force here (see the reasons)."
-    if percent:
-        young_adult_mean = value * 100 / percent
-        limits = (policy.percent_yam_osteoporosis, policy.percent_yam_osteopenia)
-        edges = tuple(young_adult_mean * limit / 100 for limit in limits)
-        ticks = tuple(number(edge) for edge in edges)
-        labels = (
-            f"below {limits[0]:g} % YAM",
-            f"{limits[0]:g}–{limits[1]:g} %",
-            f"{limits[1]:g} % YAM and above",
-        )
-        note = None
+def _bmd(patient: Mapping[str, Any], levels: Mapping[str, Any], profile: CriteriaProfile) -> Axis | None:
+    """Against the thresholds of the criteria, in g/cm2 for the young adults that stand behind %YAM and T."""
+    used = patient["reference"]
+    if used is None:
+        return None if patient["bmd_g_cm2"] is None else _bmd_alone(patient, levels)
+    young = (used["mean_g_cm2"], used["sd_g_cm2"])
+    low = max(profile.osteoporosis, key=lambda cut: cut.bmd_g_cm2(*young))
+    middle = max(profile.osteopenia, key=lambda cut: cut.bmd_g_cm2(*young))
+    edges = (low.bmd_g_cm2(*young), middle.bmd_g_cm2(*young))
+    return _axis(
+        title=f"BMD, {used['region']}",
+        unit="g/cm²",
+        value=used["bmd_g_cm2"],
+        interval=used["bmd_interval"],
+        others=[(name, value) for name, value in _others(levels, "bmd_g_cm2") if name in used["levels"]],
+        edges=edges,
+        ticks=tuple(number(edge) for edge in edges),
+        labels=(low.words, middle.words, f"above {middle.limit}" if middle.inclusive else f"{middle.limit} and above"),
+        reach=(0.4, 1.5),
+        digits=2,
+        note=None,
+    )
+
+
+def _bmd_alone(patient: Mapping[str, Any], levels: Mapping[str, Any]) -> Axis:
     return _axis(
         title="BMD",
         unit="g/cm²",
-        value=value,
+        value=patient["bmd_g_cm2"],
         interval=patient["bmd_interval"],
         others=_others(levels, "bmd_g_cm2"),
-        edges=edges,
-        ticks=ticks,
-        labels=labels,
+        edges=(),
+        ticks=(),
+        labels=("no reference in force",),
         reach=(0.4, 1.5),
         digits=2,
-        note=note,
+        note="%YAM and its bands are withheld: no young-adult reference is in force here (see the reasons).",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -12,11 +13,16 @@ from sqlalchemy.orm import Session
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow import reading, referral, rerun
+from service.workflow import delivery, reading, referral, reporting, rerun
 from service.workflow.clock import Clock, utc_now
 
 NO_STUDY = "There is no such study."
-ACTOR = "local"  # until users exist, whoever sits at this machine
+NO_RESULT = "There is no such study, or it has no such result."
+NO_REPORT = "There is no such report."
+NO_DELIVERY = "There is no such delivery."
+MAX_ID = 2**31 - 1  # the largest key of a row on every database
+ACTOR = "local"  # whoever sits at this machine, where no password is asked for
+ACTOR_KEY = "osteogate.actor"  # in a request's scope: the name that came with the password
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +39,23 @@ class Desk:
         reading.note(
             session,
             at=self.clock(),
-            actor=ACTOR,
+            actor=actor(request),
             action=action,
             subject=subject,
             detail=detail,
             peer_address=peer_address(request),
         )
 
-    def study(self, request: Request, study_uid: str, *, seen_as: str) -> reading.StudyDetail:
-        """One study, its view audited; 404 where there is none."""
+    def study(
+        self, request: Request, study_uid: str, *, seen_as: str, result_id: int | None = None
+    ) -> reading.StudyDetail:
+        """One study (as one of its results has it), its view audited; 404 where there is none."""
         with self.store.transaction() as session:
-            detail = reading.study(session, study_uid)
+            detail = reading.study(session, study_uid, result_id=result_id)
             if detail is None:
-                raise HTTPException(404, NO_STUDY)
-            self.note(session, request, seen_as, study_uid, revision=detail.intake.revision)
+                raise HTTPException(404, NO_STUDY if result_id is None else NO_RESULT)
+            shown = detail.earlier.revision if detail.earlier else detail.intake.revision
+            self.note(session, request, seen_as, study_uid, revision=shown)
         return detail
 
     def act(self, request: Request, study_uid: str, action: str, reason: str | None) -> None:
@@ -56,22 +65,77 @@ class Desk:
         with self.store.transaction() as session:
             if not reading.knows(session, study_uid):
                 raise HTTPException(404, NO_STUDY)
-            referral.act(
-                session,
-                study_uid,
-                action,
-                reason=reason,
-                actor=ACTOR,
-                now=self.clock(),
-                peer_address=peer_address(request),
-            )
+            referral.act(session, study_uid, action, reason=reason, **self._by(request))
 
     def rerun(self, request: Request, study_uid: str) -> None:
         """Queue a study's work again; `NotRerunnable` says why not."""
         with self.store.transaction() as session:
             if not reading.knows(session, study_uid):
                 raise HTTPException(404, NO_STUDY)
-            rerun.rerun(session, study_uid, actor=ACTOR, now=self.clock(), peer_address=peer_address(request))
+            rerun.rerun(session, study_uid, **self._by(request))
+
+    def resend(self, request: Request, delivery_id: int) -> str:
+        """Send one object to its destination again, now; the UID of its study."""
+        with self.store.transaction() as session:
+            line = reading.delivery(session, delivery_id)
+            study_uid = reading.study_of_delivery(session, delivery_id)
+            if line is None or study_uid is None:
+                raise HTTPException(404, NO_DELIVERY)
+            self._require_configured(line.destination)
+            delivery.resend(session, delivery_id, **self._by(request))
+        return study_uid
+
+    def send(self, request: Request, report_id: int, destination: str) -> tuple[str, int]:
+        """Send one object to a destination that it was never addressed to; its study's UID and the delivery's id."""
+        with self.store.transaction() as session:
+            file = self._report(session, report_id)
+            self._require_configured(destination)
+            delivery_id = delivery.send_to(session, report_id, destination, **self._by(request))
+        return file.study_uid, delivery_id
+
+    def remake(self, request: Request, report_id: int) -> str:
+        """Have one object that could not be made tried again; the UID of its study."""
+        with self.store.transaction() as session:
+            file = self._report(session, report_id)
+            reporting.remake(session, report_id, **self._by(request))
+        return file.study_uid
+
+    def retry(self, request: Request, destination: str) -> int:
+        """Make everything that waits for a destination due now; how many objects that is."""
+        self._require_configured(destination)
+        with self.store.transaction() as session:
+            return delivery.retry_now(session, destination, **self._by(request))
+
+    def report_file(self, request: Request, report_id: int) -> tuple[Path, reading.ReportFile]:
+        """Where a made object lies, its export audited; 404 where it does not lie in the results folder."""
+        with self.store.transaction() as session:
+            file = self._report(session, report_id)
+            path = None if file.path is None else inside(self.settings.results_dir, file.path)
+            if path is None:
+                raise HTTPException(404, "This object has not been made, or its file is gone.")
+            detail = {"report": report_id, "kind": file.kind, "sop_instance_uid": file.sop_instance_uid}
+            self.note(session, request, "report.export", file.study_uid, **detail)
+        return path, file
+
+    def _report(self, session: Session, report_id: int) -> reading.ReportFile:
+        found = reading.report_file(session, report_id)
+        if found is None:
+            raise HTTPException(404, NO_REPORT)
+        return found
+
+    def _require_configured(self, destination: str) -> None:
+        if destination not in {one.name for one in self.settings.destinations}:
+            raise delivery.NotResendable("nothing is sent to a destination that OSTEOGATE_DESTINATIONS does not name")
+
+    def _by(self, request: Request) -> dict[str, Any]:
+        return {"actor": actor(request), "now": self.clock(), "peer_address": peer_address(request)}
+
+
+def inside(root: Path, relative: str) -> Path | None:
+    """The file under `root`; None where there is none, or where the path leads out of it."""
+    folder = root.resolve()
+    path = (folder / relative).resolve()
+    return path if path.is_relative_to(folder) and path.is_file() else None
 
 
 def software() -> str:
@@ -80,6 +144,11 @@ def software() -> str:
         return f"osteogate {version('osteogate')}"
     except PackageNotFoundError:  # a checkout that was never installed
         return "osteogate"
+
+
+def actor(request: Request) -> str:
+    """Who asks, as the audit names them."""
+    return str(request.scope.get(ACTOR_KEY, ACTOR))
 
 
 def peer_address(request: Request) -> str | None:

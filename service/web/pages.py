@@ -8,18 +8,19 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from service.domain.result import LEVELS
-from service.domain.states import ReferralState, StudyState
+from service.domain.states import DeliveryState, ReferralState, ReportState, StudyState
 from service.web import words
 from service.web.bands import axes
 from service.web.csrf import Forms
-from service.web.desk import NO_STUDY, Desk
+from service.web.desk import MAX_ID, NO_STUDY, Desk, inside
 from service.workflow import reading
-from service.workflow.reading import Filter, Order, Stage, StudyDetail
+from service.workflow.reading import Filter, Order, ReportLine, Stage, StudyDetail
 from service.workflow.referral import Action, allowed
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +28,8 @@ STATIC = HERE / "static"
 OVERLAYS = ("overlay-sagittal.png", "overlay-coronal.png")
 PICTURES = frozenset([*(f"crop-{name}.png" for name in LEVELS), *OVERLAYS])
 PAGE_SIZE = 50
+
+RowId = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
 
 # What a row of the worklist offers; the study page offers everything that the workflow allows.
 QUICK_STEPS: Mapping[ReferralState, tuple[Action, ...]] = {
@@ -56,7 +59,9 @@ def templates(desk: Desk) -> Jinja2Templates:
         StudyState=StudyState,
         quick_steps=QUICK_STEPS,
         allowed=allowed,
+        outgoing=lambda reports: reading.outgoing(reports, desk.settings.destinations),
     )
+    environment.filters["sentence"] = words.sentence
     return Jinja2Templates(env=environment)
 
 
@@ -117,8 +122,16 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
             raise HTTPException(404, NO_STUDY)
         return render(request, "study.html", study_context(detail, desk))
 
+    @router.get("/studies/{study_uid}/results/{result_id}")
+    def result(request: Request, study_uid: str, result_id: RowId) -> Response:
+        """One study as an earlier result had it; the one in force has the study's own address."""
+        detail = desk.study(request, study_uid, seen_as="result.view", result_id=result_id)
+        if detail.earlier is None:
+            return RedirectResponse(f"/studies/{study_uid}", 303)
+        return render(request, "study.html", study_context(detail, desk))
+
     @router.get("/studies/{study_uid}/pictures/{result_id}/{name}")
-    def picture(study_uid: str, result_id: int, name: str) -> Response:
+    def picture(study_uid: str, result_id: RowId, name: str) -> Response:
         """One of the known pictures of a result, and nothing else from the disk."""
         if name not in PICTURES:
             raise HTTPException(404, "No such picture.")
@@ -150,6 +163,37 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
         desk.rerun(request, study_uid)
         return RedirectResponse(f"/studies/{study_uid}", 303)
 
+    @router.post("/deliveries/{delivery_id}/resend")
+    def resend(request: Request, delivery_id: RowId, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
+        """Send one object to its destination again."""
+        forms.check(request, csrf)
+        return _back_to_sent(desk.resend(request, delivery_id))
+
+    @router.post("/reports/{report_id}/send")
+    def send(
+        request: Request,
+        report_id: RowId,
+        destination: Annotated[str, Form(max_length=64)],
+        csrf: Annotated[str, Form(max_length=100)] = "",
+    ) -> Response:
+        """Send one object to a destination that was configured after it was made."""
+        forms.check(request, csrf)
+        study_uid, _ = desk.send(request, report_id, destination)
+        return _back_to_sent(study_uid)
+
+    @router.post("/reports/{report_id}/remake")
+    def remake(request: Request, report_id: RowId, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
+        """Try to make an object that could not be made."""
+        forms.check(request, csrf)
+        return _back_to_sent(desk.remake(request, report_id))
+
+    @router.post("/outbox/{destination}/retry")
+    def retry(request: Request, destination: str, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
+        """Try everything that waits for a destination now."""
+        forms.check(request, csrf)
+        desk.retry(request, destination)
+        return RedirectResponse("/intake", 303)
+
     @router.get("/intake")
     def intake(
         request: Request,
@@ -162,6 +206,7 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
         with desk.store.reading() as session:
             context = {
                 "page": reading.intake(session, words=text, number=page),
+                "outbox": reading.outbox(session, desk.settings.destinations),
                 "refusals": reading.refusals(session, words=text),
                 "conflicts": reading.conflicts(session, words=text),
                 "q": q,
@@ -173,6 +218,10 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
         return render(request, "intake_table.html" if refresh else "intake.html", context)
 
     return router
+
+
+def _back_to_sent(study_uid: str) -> Response:
+    return RedirectResponse(f"/studies/{study_uid}#sent", 303)
 
 
 def sorting(sort: str) -> tuple[Order, bool]:
@@ -193,11 +242,7 @@ def link(path: str, query: Mapping[str, Any]) -> str:
 
 def picture_path(results_dir: Path, folder: str | None, name: str) -> Path | None:
     """Where a picture lies; None where there is none, or where the folder leads out of the results."""
-    if folder is None:
-        return None
-    root = results_dir.resolve()
-    path = (root / folder / name).resolve()
-    return path if path.is_relative_to(root) and path.is_file() else None
+    return None if folder is None else inside(results_dir, f"{folder}/{name}")
 
 
 def study_context(detail: StudyDetail, desk: Desk) -> dict[str, Any]:
@@ -214,6 +259,29 @@ def study_context(detail: StudyDetail, desk: Desk) -> dict[str, Any]:
         "result": result,
         "document": detail.document,
         "axes": axes(result.document, desk.policy.referral) if result is not None else [],
+        "supplied": result.supplied if result is not None else None,
+        "sent": sent_context(detail, desk),
         "crops": [name for name in shown if name.startswith("crop-")],
         "overlays": [name for name in OVERLAYS if name in shown],
     }
+
+
+def sent_context(detail: StudyDetail, desk: Desk) -> dict[str, Any]:
+    """What the panel "Sent to" shows: the objects of the result, and those of the results that it replaced."""
+    result, destinations = detail.result, desk.settings.destinations
+    reports = result.reports if result is not None else ()
+    older = () if detail.earlier else tuple(line for line in detail.results if line is not result and line.reports)
+    everything = [*reports, *(one for line in older for one in line.reports)]
+    return {
+        "reports": reports,
+        "older": older,
+        "moving": any(_moving(report) for report in everything),
+        "destinations": destinations,
+        "addresses": {report.id: reading.addresses(report, destinations) for report in everything},
+    }
+
+
+def _moving(report: ReportLine) -> bool:
+    """Whether the panel will change by itself."""
+    unfinished = (delivery.state is not DeliveryState.DELIVERED for delivery in report.deliveries)
+    return report.state is ReportState.WAITING or any(unfinished)

@@ -6,13 +6,26 @@ The wording follows one rule: no verdict of health and no finding of disease is 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from service.domain.reasons import Code
 from service.domain.result import Interval
-from service.domain.states import ReferralState, StudyState
-from service.workflow.reading import JobLine, Patient, Stage
+from service.domain.states import DeliveryState, ReferralState, ReportState, StudyState
+from service.workflow.reading import (
+    Address,
+    DestinationLine,
+    Flow,
+    JobLine,
+    Outgoing,
+    Patient,
+    ReportLine,
+    ResultLine,
+    SeriesLine,
+    Stage,
+)
 
 DISCLAIMER = "Investigational. Not a medical device. Confirm with DXA."
 DIGITAL_MODEL = "network trained on digital patients only, not validated on people"
@@ -66,6 +79,24 @@ DRIVERS = {
     "none": "Nothing could be decided from this CT",
 }
 
+OUTGOING = {
+    Outgoing.NOT_MADE: Chip("failed", "Report not made"),
+    Outgoing.FAILING: Chip("failed", "Not delivered yet"),
+    Outgoing.TO_MAKE: Chip("in-progress", "Report is being made"),
+    Outgoing.ON_ITS_WAY: Chip("in-progress", "On its way"),
+    Outgoing.DELIVERED: Chip("delivered", "Delivered"),
+    Outgoing.KEPT: Chip("not-assessable", "Kept here"),
+}
+
+KINDS = {"SR": "Report", "SEG": "Segmentation"}
+
+# What stands beside an object that is no CT: told calmly, since nothing went wrong.
+OBJECT_VERDICTS = {
+    Code.OWN_OUTPUT: Chip("quiet", "ours, came back: ignored"),
+    Code.SEGMENTATION_USED: Chip("chosen", "segmentation used"),
+    Code.SEGMENTATION_NOT_USED: Chip("quiet", "segmentation not used"),
+}
+
 SEXES = {"F": "female", "M": "male", "O": "other"}
 
 
@@ -107,6 +138,26 @@ def moment(value: datetime | None) -> str:
     return MISSING if value is None else f"{value.astimezone():%-d %b %Y, %H:%M}"
 
 
+def clock(value: datetime, now: datetime) -> str:
+    """A moment near now in this machine's time zone: the time alone where it is of the same day."""
+    here, today = value.astimezone(), now.astimezone()
+    return f"{here:%H:%M}" if here.date() == today.date() else f"{here:%-d %b, %H:%M}"
+
+
+def plain(text: str) -> str:
+    """Text of a foreign program, readable and harmless: what does not print (control marks, bidi) becomes a blank mark.
+
+    Line breaks stay, and wider spaces become plain ones.
+    """
+    return "".join(_plain(mark) for mark in text)
+
+
+def _plain(mark: str) -> str:
+    if mark.isprintable() or mark == "\n":
+        return mark
+    return " " if unicodedata.category(mark) == "Zs" else "\ufffd"
+
+
 def ago(value: datetime, now: datetime) -> str:
     """How long ago, roughly."""
     seconds = max(0.0, (now - value).total_seconds())
@@ -130,6 +181,11 @@ def interval(value: Interval | Sequence[float] | None, digits: int = 2) -> str:
     low, high = value
     joint = " to " if low < 0 or high < 0 else "–"
     return f"{number(low, digits)}{joint}{number(high, digits)}"
+
+
+def sentence(text: str) -> str:
+    """The text with its first letter raised; the rest (names, codes) stays as it is."""
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def short(text: str | None, length: int = 10) -> str:
@@ -162,3 +218,92 @@ def progress(state: StudyState, job: JobLine | None, max_attempts: int) -> str:
         attempts = job.attempts if job is not None else max_attempts
         return f"quarantined after {size(attempts, 'attempt')}"
     return STUDY_STATES[state].text.lower()
+
+
+def verdict(series: SeriesLine) -> Chip:
+    """What became of a series, in two or three words."""
+    if series.eligible is None:
+        return Chip("waiting", "not judged yet")
+    codes = {reason.code for reason in series.reasons}
+    known = next((told for code, told in OBJECT_VERDICTS.items() if code.value in codes), None)
+    if known is not None:
+        return known
+    if series.found:
+        return Chip("refused", "refused once measured")
+    if series.chosen:
+        return Chip("chosen", "chosen")
+    return Chip("eligible", "eligible") if series.eligible else Chip("refused", "refused")
+
+
+def reason_tone(code: str, tone: str) -> str:
+    """How a reason's code is coloured: `tone`, unless it only says what became of a report or a segmentation."""
+    return "plain" if code in OBJECT_VERDICTS else tone
+
+
+def revision(result: ResultLine) -> str:
+    """Which result: "revision 2", or "revision 2, run 3" where the same images were measured again."""
+    return f"revision {result.revision}" + (f", run {result.run + 1}" if result.run else "")
+
+
+def making(report: ReportLine, now: datetime) -> str:
+    """Where the making of an object stands."""
+    if report.state is ReportState.MADE and report.made_at is not None:
+        return f"made {clock(report.made_at, now)}"
+    if report.state is ReportState.FAILED:
+        return f"not made: {plain(report.last_error or 'no reason was stored')}"
+    if report.last_error is None:
+        return "to be made"
+    return f"to be made: next try {_at(report.due_at, now)}, {size(report.attempts, 'attempt')} so far"
+
+
+def delivering(address: Address, now: datetime) -> Chip:
+    """Where one object stands at one destination."""
+    delivery = address.delivery
+    if delivery is None:
+        return Chip("not-assessable", "Never sent there")
+    if delivery.state is DeliveryState.DELIVERED:
+        return Chip("delivered", f"Delivered {clock(delivery.delivered_at or delivery.due_at, now)}")
+    if address.address is None:
+        return Chip("failed", "Not delivered, and no longer sent")
+    if delivery.state is DeliveryState.SENDING:
+        return Chip("in-progress", "Being sent")
+    return Chip("failed", "Not delivered yet") if delivery.failing else Chip("in-progress", "Waiting")
+
+
+def tries(address: Address, now: datetime) -> str:
+    """When an object is tried at a destination again, and how often it was; empty where nothing is to come."""
+    delivery = address.delivery
+    if delivery is None or address.address is None or delivery.state is not DeliveryState.WAITING:
+        return ""
+    tried = f", {size(delivery.attempts, 'attempt')} so far" if delivery.attempts else ""
+    return f"next try {_at(delivery.due_at, now)}{tried}"
+
+
+def _at(due_at: datetime, now: datetime) -> str:
+    return "any moment" if due_at <= now else f"at {clock(due_at, now)}"
+
+
+def destination(line: DestinationLine, now: datetime) -> Chip:
+    """How a destination takes what is sent to it."""
+    if line.address is None:
+        return Chip("failed", "No longer configured")
+    if line.flow is Flow.FAILING and line.failing_since is not None:
+        return Chip("failed", f"Failing since {clock(line.failing_since, now)}")
+    return {
+        Flow.REFUSING: Chip("indeterminate", "Takes some objects, not all"),
+        Flow.BUSY: Chip("in-progress", "Sending"),
+        Flow.CLEAR: Chip("delivered", "Everything delivered"),
+    }.get(line.flow, Chip("not-assessable", "Nothing sent yet"))
+
+
+def backlog(line: DestinationLine, now: datetime) -> str:
+    """What waits for a destination, and that it is safe."""
+    if not line.waiting:
+        return (
+            f"{size(line.delivered, 'object')} delivered." if line.delivered else "No object was addressed to it yet."
+        )
+    verb = "waits" if line.waiting == 1 else "wait"
+    waits = f"{size(line.waiting, 'object')} {verb} here; nothing is lost."
+    if line.address is None:
+        return f"{waits} Configure it again under this name, and they are sent."
+    return f"{waits} Next try {_at(line.next_try_at, now)}." if line.next_try_at is not None else waits

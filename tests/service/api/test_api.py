@@ -14,21 +14,24 @@ from sqlalchemy import text
 
 from service.api.guard import MAX_BODY_BYTES, is_loopback_name
 from service.api.tabular import safe
+from service.store.tables import ReportRow
 from tests.service.web import seed
-from tests.service.web.installation import ORIGIN, Installation, installed
+from tests.service.web.installation import ORIGIN, Installation, delivery_row, installed, own_url, report_row
+from tests.service.workflow import workbench
 
 API = "/api/v1"
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with installed(tmp_path_factory.mktemp("site")) as found:
+@pytest.fixture(scope="module", params=workbench.DATABASES)
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("site")
+    with installed(folder, database_url=own_url(request.param, folder)) as found:
         yield found
 
 
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Installation]:
-    with installed(tmp_path) as found:
+@pytest.fixture(params=workbench.DATABASES)
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
+    with installed(tmp_path, database_url=workbench.fresh_url(request.param, tmp_path)) as found:
         yield found
 
 
@@ -212,7 +215,7 @@ def test_errors_are_problem_documents(site: Installation) -> None:
 def test_broken_database_is_an_honest_answer(tmp_path: Path) -> None:
     with installed(tmp_path) as broken:
         with broken.store.transaction() as session:
-            session.execute(text("DROP TABLE results"))
+            session.execute(text("ALTER TABLE results RENAME TO gone"))
         problem(broken.client.get(f"{API}/worklist"), 503)
         ready = problem(broken.client.get(f"{API}/health/ready"), 503)
         assert ready["checks"]["database"]["ok"] is False
@@ -310,3 +313,169 @@ def test_documentation_comes_from_here(site: Installation) -> None:
     assert "http" not in page
     for name in ("vendor/swagger-ui-bundle.js", "vendor/htmx.min.js", "osteogate.css"):
         assert site.client.get(f"/static/{name}").status_code == 200
+
+
+JSON = {"content-type": "application/json"}
+
+
+def test_study_carries_its_objects_and_their_deliveries(site: Installation) -> None:
+    reports = site.client.get(f"{API}/studies/{seed.NO_FLAG}").json()["reports"]
+    assert {report["kind"] for report in reports} == {"SEG", "SR"}
+    report = next(report for report in reports if report["kind"] == "SR")
+    row = report_row(site, seed.NO_FLAG, "SR")
+    assert (report["id"], report["state"], report["last_error"]) == (row.id, "made", None)
+    assert report["sop_instance_uid"] == row.sop_instance_uid
+    found = {delivery["destination"]: delivery for delivery in report["deliveries"]}
+    assert set(found) == {"archive", "pacs"}
+    assert found["archive"]["state"] == "delivered"
+    assert found["archive"]["delivered_at"] is not None
+    keys = {"id", "destination", "state", "attempts", "due_at", "delivered_at", "last_error"}
+    assert set(found["pacs"]) == keys
+    assert (found["pacs"]["attempts"], found["pacs"]["last_error"]) == (5, seed.DOWN)
+
+
+def test_objects_of_superseded_results_stay_listed(site: Installation) -> None:
+    study = site.client.get(f"{API}/studies/{seed.REAL}").json()
+    assert [result["revision"] for result in study["results"]] == [2, 1]
+    newest, oldest = (result["result_id"] for result in study["results"])
+    assert [report["result_id"] for report in study["reports"]] == [newest, newest, oldest, oldest]
+
+
+def test_earlier_result_has_its_document_too(site: Installation) -> None:
+    path = f"{API}/studies/{seed.REAL}/result"
+    earlier = site.client.get(path, params={"result_id": 5}).json()
+    assert (earlier["revision"], earlier["provenance"]["segmenter"]) == (1, "builtin")
+    assert site.client.get(path).json()["revision"] == 2
+    problem(site.client.get(f"{API}/studies/{seed.NO_FLAG}/result", params={"result_id": 5}), 404)
+
+
+def test_resend(fresh: Installation) -> None:
+    row = delivery_row(fresh, seed.NO_FLAG, "SR", "archive")
+    answer = fresh.client.post(f"{API}/deliveries/{row.id}/resend", headers=JSON)
+    assert answer.status_code == 202, answer.text
+    assert (answer.json()["state"], answer.json()["delivered_at"]) == ("waiting", None)
+    trail = fresh.client.get(f"{API}/audit", params={"subject": seed.NO_FLAG}).json()["items"]
+    assert trail[0]["action"] == "delivery.resend"
+    assert trail[0]["detail"]["destination"] == "archive"
+    busy = delivery_row(fresh, seed.LATE, "SR", "pacs")
+    problem(fresh.client.post(f"{API}/deliveries/{busy.id}/resend", headers=JSON), 409)
+    removed = delivery_row(fresh, seed.XSS, "SR", seed.REMOVED)
+    problem(fresh.client.post(f"{API}/deliveries/{removed.id}/resend", headers=JSON), 409)
+
+
+def test_send_to_a_later_destination(fresh: Installation) -> None:
+    path = f"{API}/reports/{report_row(fresh, seed.NO_FLAG, 'SR').id}/send"
+    answer = fresh.client.post(path, json={"destination": "research"})
+    assert answer.status_code == 202, answer.text
+    assert (answer.json()["destination"], answer.json()["state"]) == ("research", "waiting")
+    problem(fresh.client.post(path, json={"destination": "nobody"}), 409)
+    problem(fresh.client.post(path, json={}), 422)
+    problem(fresh.client.post(path, json={"destination": "research", "more": 1}), 422)
+
+
+def test_remake(fresh: Installation) -> None:
+    path = f"{API}/reports/{report_row(fresh, seed.SHORT_VIEW, 'SR').id}/remake"
+    answer = fresh.client.post(path, headers=JSON)
+    assert answer.status_code == 202, answer.text
+    assert (answer.json()["state"], answer.json()["attempts"], answer.json()["last_error"]) == ("waiting", 0, None)
+    problem(fresh.client.post(path, headers=JSON), 409)
+
+
+def test_retry_of_a_destination(fresh: Installation) -> None:
+    answer = fresh.client.post(f"{API}/outbox/pacs/retry", headers=JSON)
+    assert answer.status_code == 202, answer.text
+    assert answer.json() == {"destination": "pacs", "deliveries": 4}  # the two of LATE are on the wire
+    problem(fresh.client.post(f"{API}/outbox/{seed.REMOVED}/retry", headers=JSON), 409)
+
+
+@pytest.mark.parametrize("path", ["deliveries/{}/resend", "reports/{}/remake", "reports/{}/send", "reports/{}/file"])
+def test_outbox_refuses_what_it_does_not_know(site: Installation, path: str) -> None:
+    def ask(row: object) -> Response:
+        address = f"{API}/{path.format(row)}"
+        return site.client.get(address) if path.endswith("file") else site.client.post(address, json=body)
+
+    body = {"destination": "research"} if path.endswith("send") else None
+    problem(ask(999_999), 404)
+    problem(ask(2**31), 422)
+    problem(ask("..%2f1"), 404)
+
+
+@pytest.mark.parametrize("path", ["deliveries/1/resend", "reports/1/remake", "outbox/pacs/retry"])
+def test_outbox_takes_no_form_of_another_page(site: Installation, path: str) -> None:
+    problem(site.client.post(f"{API}/{path}", headers={"content-type": "text/plain"}), 415)
+
+
+def test_outbox_tells_each_destination(site: Installation) -> None:
+    answer = site.client.get(f"{API}/outbox")
+    assert seed.PASSWORD not in answer.text
+    outbox = answer.json()
+    assert (outbox["to_make"], outbox["not_made"]) == (1, 1)
+    found = {line["name"]: line for line in outbox["destinations"]}
+    assert list(found) == ["pacs", "archive", "research", seed.REMOVED]
+    assert found["pacs"]["flow"] == "failing"
+    assert (found["pacs"]["waiting"], found["pacs"]["failing"]) == (6, 4)
+    assert found["pacs"]["last_error"] == seed.DOWN
+    assert found["pacs"]["last_success_at"] < found["pacs"]["failing_since"]
+    assert found["archive"]["flow"] == "clear"
+    assert found["archive"]["address"] == "https://archive.example:8443/dicom-web"
+    assert found["research"]["flow"] == "unused"
+    assert found[seed.REMOVED]["address"] is None
+    assert found[seed.REMOVED]["last_error"] == seed.HOSTILE_ANSWER
+
+
+@pytest.mark.parametrize("kind", ["SR", "SEG"])
+def test_object_can_be_downloaded(fresh: Installation, kind: str) -> None:
+    row = report_row(fresh, seed.NO_FLAG, kind)
+    answer = fresh.client.get(f"{API}/reports/{row.id}/file")
+    assert answer.content == seed.REPORT_BYTES
+    assert answer.headers["content-type"] == "application/dicom"
+    assert f'attachment; filename="osteogate-{kind.lower()}-{row.id}.dcm"' == answer.headers["content-disposition"]
+    trail = fresh.client.get(f"{API}/audit", params={"subject": seed.NO_FLAG}).json()["items"]
+    assert trail[0]["action"] == "report.export"
+    assert trail[0]["detail"] == {"report": row.id, "kind": kind, "sop_instance_uid": row.sop_instance_uid}
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.dcm", "objects/../../secret.dcm", "{secret}", "link.dcm", "gone.dcm", None]
+)
+def test_download_never_leaves_the_results(fresh: Installation, path: str | None) -> None:
+    secret = fresh.settings.data_dir / "secret.dcm"
+    secret.write_bytes(b"secret")
+    (fresh.settings.results_dir / "link.dcm").symlink_to(secret)
+    row = report_row(fresh, seed.NO_FLAG, "SR")
+    with fresh.store.transaction() as session:
+        session.get_one(ReportRow, row.id).path = path.format(secret=secret) if path else None
+    answer = fresh.client.get(f"{API}/reports/{row.id}/file")
+    problem(answer, 404)
+    assert "secret" not in answer.text
+    assert fresh.client.get(f"{API}/audit", params={"subject": seed.NO_FLAG}).json()["total"] == 0
+
+
+def test_metrics_of_the_outbox(site: Installation) -> None:
+    text = site.client.get("/metrics").text
+    for line in (
+        'osteogate_outbox_waiting{destination="pacs"} 6',
+        'osteogate_outbox_waiting{destination="archive"} 0',
+        'osteogate_outbox_waiting{destination="research"} 0',
+        'osteogate_outbox_failing{destination="pacs"} 4',
+        'osteogate_outbox_oldest_waiting_seconds{destination="pacs"} 480.0',  # NO_FLAG's, made 8 minutes ago
+        'osteogate_outbox_oldest_waiting_seconds{destination="archive"} 0.0',
+        'osteogate_reports{state="failed"} 1',
+    ):
+        assert line in text.splitlines()
+
+
+def test_schemas_of_the_outbox_are_typed(site: Installation) -> None:
+    document = site.client.get("/api/openapi.json").json()
+    for path in (
+        "/deliveries/{delivery_id}/resend",
+        "/reports/{report_id}/remake",
+        "/reports/{report_id}/send",
+        "/outbox/{destination}/retry",
+    ):
+        answers = document["paths"][f"/api/v1{path}"]["post"]["responses"]
+        assert "$ref" in answers["202"]["content"]["application/json"]["schema"]
+        assert "application/problem+json" in answers["409"]["content"]
+    file = document["paths"]["/api/v1/reports/{report_id}/file"]["get"]["responses"]
+    assert "application/dicom" in file["200"]["content"]
+    assert "flow" in document["components"]["schemas"]["DestinationShape"]["properties"]

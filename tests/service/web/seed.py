@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.domain.eligibility import Verdict
@@ -27,8 +28,19 @@ from service.domain.result import (
     Provenance,
     result_document,
 )
-from service.domain.states import JobState, ReferralState, StudyState
-from service.store.tables import ConflictRow, JobRow, ReferralRow, RefusalRow, ResultRow, SeriesRow, StudyRow
+from service.domain.states import DeliveryState, JobState, ReferralState, ReportState, StudyState
+from service.store.tables import (
+    ConflictRow,
+    DeliveryRow,
+    InstanceRow,
+    JobRow,
+    ReferralRow,
+    RefusalRow,
+    ReportRow,
+    ResultRow,
+    SeriesRow,
+    StudyRow,
+)
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 PREFIX = "2.25.10"
@@ -39,6 +51,16 @@ REFER, NO_FLAG, BETWEEN, SHORT_VIEW, NOT_SCREENED, RECEIVING, QUEUED, QUARANTINE
     f"{PREFIX}.{number}" for number in range(1, 11)
 )
 XSS, SHEET = f"{PREFIX}.11", f"{PREFIX}.12"
+PASSWORD = "correct-horse"
+DESTINATIONS = (
+    "pacs=dicom://HOSPITAL_PACS@10.0.0.5:104,"
+    f"archive=https://osteogate:{PASSWORD}@archive.example:8443/dicom-web?token={PASSWORD},"
+    "research=dicom://RESEARCH@10.0.0.9:11112"  # configured after everything was made
+)
+REMOVED = "old-pacs"  # still has an object waiting for it
+DOWN = "no association with HOSPITAL_PACS at 10.0.0.5:104: connection refused"
+HOSTILE_ANSWER = "0xC000 <script>alert(2)</script> \x1b[31mred\x07 \u202eesrever\x9b"
+REPORT_BYTES = b"\0" * 128 + b"DICM a report of the tests"
 
 
 def fill(session: Session, results_dir: Path) -> None:
@@ -59,6 +81,7 @@ def fill(session: Session, results_dir: Path) -> None:
     not_screened(session)
     under_way(session)
     turned_away(session)
+    sent_home(session, results_dir)
     session.flush()
 
 
@@ -265,6 +288,107 @@ def turned_away(session: Session) -> None:
             received_at=NOW - timedelta(minutes=2),
         )
     )
+
+
+def sent_home(session: Session, results_dir: Path) -> None:
+    """Where the results went: pacs is down since 09:22, archive takes everything, research was added later.
+
+    One object cannot be made, one is still to be made, and one answer of a destination is hostile.
+    """
+    folder = results_dir / "objects"
+    folder.mkdir(parents=True)
+    supersede(session, REAL)
+    for result in session.scalars(select(ResultRow).order_by(ResultRow.id)).all():
+        uid = result.study.study_uid
+        if uid == SHORT_VIEW:
+            _report(result, "SR", ReportState.FAILED, attempts=5, last_error="the slices' headers are gone: 104 of 104")
+        elif uid == SHEET:
+            _report(result, "SR", ReportState.WAITING)
+        else:
+            for kind in ("SEG", "SR"):
+                _delivered_or_not(_report(result, kind, ReportState.MADE, folder=folder))
+    session.flush()
+
+
+def _delivered_or_not(report: ReportRow) -> None:
+    study, made = report.result.study.study_uid, report.created_at
+    _delivery(report, "archive", DeliveryState.DELIVERED, created_at=made)
+    if made < NOW - timedelta(minutes=9):
+        _delivery(report, "pacs", DeliveryState.DELIVERED, created_at=made)
+    elif study == LATE:
+        _delivery(report, "pacs", DeliveryState.SENDING, created_at=made, attempts=1)
+    else:
+        _delivery(report, "pacs", DeliveryState.WAITING, created_at=made, attempts=5, last_error=DOWN)
+    if study == XSS:
+        _delivery(report, REMOVED, DeliveryState.WAITING, created_at=made, attempts=3, last_error=HOSTILE_ANSWER)
+
+
+def _report(result: ResultRow, kind: str, state: ReportState, *, folder: Path | None = None, **more: Any) -> ReportRow:
+    row = ReportRow(
+        kind=kind, state=state.value, due_at=result.created_at, created_at=result.created_at, **{"attempts": 0, **more}
+    )
+    result.reports.append(row)
+    if folder is not None:
+        name = f"{result.id}-{kind}.dcm"
+        (folder / name).write_bytes(REPORT_BYTES)
+        row.path, row.attempts, row.made_at = f"objects/{name}", 1, result.created_at
+        row.sop_instance_uid = f"2.25.31415926535897932384626433.{result.id}.{len(kind)}"
+    return row
+
+
+def _delivery(report: ReportRow, destination: str, state: DeliveryState, *, created_at: datetime, **more: Any) -> None:
+    arrived = created_at + timedelta(seconds=20) if state is DeliveryState.DELIVERED else None
+    due_at = created_at if arrived else NOW + timedelta(minutes=7)
+    known = {"attempts": 0, "due_at": due_at, "created_at": created_at, "delivered_at": arrived}
+    report.deliveries.append(DeliveryRow(destination=destination, state=state.value, **{**known, **more}))
+
+
+def supersede(session: Session, uid: str) -> None:
+    """A segmentation made elsewhere came late: a new revision measured with it and replaced the first result.
+
+    The report of the first one came back from the PACS meanwhile, and a second segmentation was of no use.
+    """
+    study = session.scalars(select(StudyRow).where(StudyRow.study_uid == uid)).one()
+    first, chosen = study.results[0], study.series[0]
+    used = Reason(Code.SEGMENTATION_USED, "Its vertebrae (L1, L2, L3, L4, L5) are used in place of our own networks'.")
+    useless = Reason(Code.SEGMENTATION_NOT_USED, "It was drawn on another series than the chosen one.")
+    ours = Reason(Code.OWN_OUTPUT, "Made by Osteogate itself and sent back: kept, and otherwise ignored.")
+    supplied = series_row(study, 90, "Spine labels", modality="SEG", instance_count=1, reasons=_stored(used))
+    other = {"modality": "SEG", "instance_count": 1, "eligible": False}
+    series_row(study, 91, "Liver and kidneys", **other, reasons=_stored(useless))
+    series_row(study, 92, "Osteogate report", **{**other, "modality": "SR"}, reasons=_stored(ours))
+    segmentation = InstanceRow(
+        series=supplied,
+        sop_instance_uid=f"{uid}.90.1",
+        sha256="5e" * 32,
+        path="seg",
+        size_bytes=4096,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        facts={},
+        calling_ae="AI_ROUTER",
+        received_at=NOW - timedelta(minutes=21),
+    )
+    session.add(segmentation)
+    session.flush()
+    job = _job(study, chosen, JobState.DONE, attempts=1)
+    job.key, job.revision, job.segmentation_id = "2" * 64, 2, segmentation.id
+    session.add(job)
+    session.flush()
+    named = f"supplied DICOM SEG by TotalSegmentator ({segmentation.sop_instance_uid})"
+    made = {**first.document["provenance"], "segmenter": named, "segmenter_sha256": segmentation.sha256}
+    first.superseded, study.revision = True, 2
+    values = ("category", "bmd_g_cm2", "tbs", "hu_mean", "series_id")
+    study.results.append(
+        ResultRow(
+            job_id=job.id,
+            revision=2,
+            attempt=1,
+            document={**first.document, "revision": 2, "provenance": made},
+            created_at=NOW - timedelta(minutes=20),
+            **{name: getattr(first, name) for name in values},
+        )
+    )
+    session.flush()
 
 
 def _job(study: StudyRow, series: SeriesRow, state: JobState, *, attempts: int) -> JobRow:

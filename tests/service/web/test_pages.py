@@ -7,30 +7,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from httpx import Response
+from sqlalchemy import select
 
+from service.store.tables import AuditRow
 from service.web.pages import HERE, picture_path
 from tests.service.web import seed
-from tests.service.web.installation import ORIGIN, Installation, installed
+from tests.service.web.installation import ORIGIN, Installation, delivery_row, installed, own_url, report_row
+from tests.service.workflow import workbench
 
 PAGE = {"accept": "text/html"}
+EARLIER = f"/studies/{seed.REAL}/results/5"  # superseded by result 9
 EVERY_PAGE = [
     "/",
     "/intake",
     *(f"/studies/{seed.PREFIX}.{number}" for number in range(1, 13)),
+    EARLIER,
     "/studies/1.2.3",
     "/api/docs",
 ]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with installed(tmp_path_factory.mktemp("site")) as found:
+@pytest.fixture(scope="module", params=workbench.DATABASES)
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("site")
+    with installed(folder, database_url=own_url(request.param, folder)) as found:
         yield found
 
 
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Installation]:
-    with installed(tmp_path) as found:
+@pytest.fixture(params=workbench.DATABASES)
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
+    with installed(tmp_path, database_url=workbench.fresh_url(request.param, tmp_path)) as found:
         yield found
 
 
@@ -207,3 +214,200 @@ def test_quarantined_study_can_be_tried_again(fresh: Installation) -> None:
     answer = fresh.client.post(f"/studies/{seed.QUARANTINED}/rerun", data=form, follow_redirects=False)
     assert answer.status_code == 303
     assert "waiting for the worker" in page(fresh, "/intake?q=Gustav")
+
+
+def audited(site: Installation) -> tuple[str, str]:
+    """Action and subject of the latest audit line that is not a view."""
+    with site.store.reading() as session:
+        lines = session.scalars(select(AuditRow).order_by(AuditRow.id.desc())).all()
+    latest = next(line for line in lines if not line.action.endswith(".view"))
+    return latest.action, latest.subject
+
+
+def press(site: Installation, path: str, **form: str) -> Response:
+    return site.client.post(path, data={"csrf": token(site), **form}, headers=PAGE, follow_redirects=False)
+
+
+def test_study_page_says_where_its_result_went(site: Installation) -> None:
+    text = page(site, f"/studies/{seed.NO_FLAG}")
+    panel = text.partition('id="sent"')[2]
+    for words in ("Not delivered yet", "next try at", "5 attempts so far", seed.DOWN, "Never sent there"):
+        assert words in panel
+    assert re.search(r"archive</strong>.*?Delivered \d\d:\d\d", panel, re.DOTALL)
+    report = report_row(site, seed.NO_FLAG, "SR")
+    assert f'href="/api/v1/reports/{report.id}/file"' in panel
+    assert f'data-copy="{report.sop_instance_uid}"' in panel
+    assert 'hx-select="#sent"' in panel  # it looks again by itself while something is on its way
+
+
+def test_panel_of_a_delivered_result_is_quiet(site: Installation) -> None:
+    panel = page(site, f"/studies/{seed.REAL}").partition('id="sent"')[2]
+    assert "hx-get" not in panel.partition(">")[0]
+    assert "Not delivered" not in panel
+
+
+@pytest.mark.parametrize("path", ["/intake", f"/studies/{seed.NO_FLAG}"])
+def test_addresses_are_shown_without_their_secrets(site: Installation, path: str) -> None:
+    text = page(site, path)
+    assert "https://archive.example:8443/dicom-web" in text
+    assert seed.PASSWORD not in text
+
+
+def test_object_that_cannot_be_made_says_why(site: Installation) -> None:
+    panel = page(site, f"/studies/{seed.SHORT_VIEW}").partition('id="sent"')[2]
+    assert "Not made: the slices&#39; headers are gone" in panel
+    assert "Make again" in panel
+    assert "To be made" in page(site, f"/studies/{seed.SHEET}")
+
+
+def test_result_that_replaced_another_says_so(site: Installation) -> None:
+    text = page(site, f"/studies/{seed.REAL}")
+    assert re.search(r"Revision 2 of \d\d:\d\d replaces revision 1 of \d\d:\d\d\.", text)
+    assert f'href="{EARLIER}"' in text
+    assert "Objects of superseded results (2)" in text
+
+
+def test_superseded_result_can_be_looked_at(site: Installation) -> None:
+    text = page(site, EARLIER)
+    assert "revision 2 of" in text.partition("no longer stands")[2]
+    assert "Mark reviewed" not in text
+    assert "/rerun" not in text
+    assert f"/api/v1/studies/{seed.REAL}/result?result_id=5" in text
+    assert "builtin" in text  # the segmenter of that time
+    in_force = site.client.get(f"/studies/{seed.REAL}/results/9", follow_redirects=False)
+    assert in_force.headers["location"] == f"/studies/{seed.REAL}"
+    assert site.client.get(f"/studies/{seed.NO_FLAG}/results/5").status_code == 404
+
+
+def test_supplied_segmentation_is_named(site: Installation) -> None:
+    text = page(site, f"/studies/{seed.REAL}").partition('id="provenance"')[2].partition("</section>")[0]
+    assert "Supplied with the study" in text
+    assert "Spine labels" in text
+    assert "AI_ROUTER" in text
+    assert f"{seed.REAL}.90.1" in text
+
+
+@pytest.mark.parametrize("path", ["/intake?q=Svensson", f"/studies/{seed.REAL}"])
+def test_objects_that_came_back_are_no_refusals(site: Installation, path: str) -> None:
+    text = page(site, path)
+    for words in ("ours, came back: ignored", "segmentation used", "segmentation not used"):
+        assert words in text
+    assert re.search(r'<code class="code code-plain">OWN_OUTPUT<', text)
+
+
+def test_object_is_sent_again_by_its_button(fresh: Installation) -> None:
+    row = delivery_row(fresh, seed.NO_FLAG, "SR", "archive")
+    assert f'action="/deliveries/{row.id}/resend"' in page(fresh, f"/studies/{seed.NO_FLAG}")
+    answer = press(fresh, f"/deliveries/{row.id}/resend")
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/studies/{seed.NO_FLAG}#sent")
+    again = delivery_row(fresh, seed.NO_FLAG, "SR", "archive")
+    assert (again.state, again.due_at, again.delivered_at) == ("waiting", seed.NOW, None)
+    assert audited(fresh) == ("delivery.resend", seed.NO_FLAG)
+
+
+def test_object_on_the_wire_is_not_sent_twice(fresh: Installation) -> None:
+    row = delivery_row(fresh, seed.LATE, "SR", "pacs")
+    assert f'action="/deliveries/{row.id}/resend"' not in page(fresh, f"/studies/{seed.LATE}")
+    answer = press(fresh, f"/deliveries/{row.id}/resend")
+    assert answer.status_code == 409
+    assert "It is being sent at this moment." in answer.text
+
+
+def test_object_is_sent_to_a_destination_that_came_later(fresh: Installation) -> None:
+    report = report_row(fresh, seed.NO_FLAG, "SEG")
+    assert press(fresh, f"/reports/{report.id}/send", destination="research").status_code == 303
+    assert delivery_row(fresh, seed.NO_FLAG, "SEG", "research").state == "waiting"
+    assert audited(fresh) == ("delivery.send", seed.NO_FLAG)
+    unmade = report_row(fresh, seed.SHEET, "SR")
+    assert press(fresh, f"/reports/{unmade.id}/send", destination="research").status_code == 409
+
+
+def test_nothing_is_sent_to_a_destination_that_is_not_configured(fresh: Installation) -> None:
+    row = delivery_row(fresh, seed.XSS, "SR", seed.REMOVED)
+    assert f'action="/deliveries/{row.id}/resend"' not in page(fresh, f"/studies/{seed.XSS}")
+    report = report_row(fresh, seed.NO_FLAG, "SR")
+    for path, form in (
+        (f"/deliveries/{row.id}/resend", {}),
+        (f"/reports/{report.id}/send", {"destination": "nobody"}),
+        (f"/outbox/{seed.REMOVED}/retry", {}),
+    ):
+        answer = press(fresh, path, **form)
+        assert answer.status_code == 409
+        assert "OSTEOGATE_DESTINATIONS does not name" in answer.text
+
+
+def test_object_is_made_again_by_its_button(fresh: Installation) -> None:
+    report = report_row(fresh, seed.SHORT_VIEW, "SR")
+    assert press(fresh, f"/reports/{report.id}/remake").status_code == 303
+    again = report_row(fresh, seed.SHORT_VIEW, "SR")
+    assert (again.state, again.last_error) == ("waiting", None)
+    assert audited(fresh) == ("report.remake", seed.SHORT_VIEW)
+    assert press(fresh, f"/reports/{report.id}/remake").status_code == 409
+
+
+def test_intake_tells_in_one_look_which_destination_is_away(site: Installation) -> None:
+    panel = page(site, "/intake").partition('id="destinations"')[2].partition("</section>")[0]
+    found = dict(re.findall(r'<h3>([\w-]+)</h3><span class="chip[^>]*>.*?</svg>([^<]+)<', panel))
+    assert found["archive"] == "Everything delivered"
+    assert found["research"] == "Nothing sent yet"
+    assert found[seed.REMOVED] == "No longer configured"
+    assert re.fullmatch(r"Failing since \d\d:\d\d", found["pacs"])
+    assert "6 objects wait here; nothing is lost. Next try at" in panel
+    assert seed.DOWN in panel
+    assert "1 object still to be made" in panel
+    assert "1 object not made" in panel
+
+
+@pytest.mark.parametrize(
+    ("words", "mark"),
+    [
+        ("Yamada", "Not delivered yet"),
+        ("Svensson", "Delivered"),
+        ("Karl", "Report not made"),
+        ("Dora", "On its way"),
+        ("calc", "Report is being made"),
+        ("P00011", "Delivered"),  # only a destination that is gone lacks it
+    ],
+)
+def test_every_study_of_the_intake_carries_its_mark(site: Installation, words: str, mark: str) -> None:
+    text = page(site, f"/intake?q={words}")
+    assert re.findall(r'class="delivery-mark[^>]*>.*?</svg>([^<]+)<', text) == [mark]
+
+
+def test_everything_that_waits_for_a_destination_is_tried_now(fresh: Installation) -> None:
+    answer = press(fresh, "/outbox/pacs/retry")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/intake")
+    waiting, sending = (delivery_row(fresh, uid, "SR", "pacs") for uid in (seed.NO_FLAG, seed.LATE))
+    assert (waiting.due_at, waiting.attempts, waiting.last_error) == (seed.NOW, 5, seed.DOWN)
+    assert sending.due_at > seed.NOW  # a courier holds it
+    assert audited(fresh) == ("outbox.retry", "pacs")
+    assert "nothing is lost. Next try any moment." in page(fresh, "/intake")
+
+
+def test_installation_without_destinations_names_the_setting(tmp_path: Path) -> None:
+    with installed(tmp_path, destinations="") as lone:
+        for path in ("/intake", f"/studies/{seed.NO_FLAG}"):
+            text = page(lone, path)
+            assert "No destination is configured (<code>OSTEOGATE_DESTINATIONS</code>)" in text
+            assert "Send again" not in text
+
+
+@pytest.mark.parametrize("path", ["/deliveries/1/resend", "/reports/1/remake", "/reports/1/send", "/outbox/pacs/retry"])
+def test_buttons_of_the_outbox_need_a_token(site: Installation, path: str) -> None:
+    form = {"destination": "research"}
+    assert site.client.post(path, data=form).status_code == 403
+    assert site.client.post(path, data={**form, "csrf": "0" * 64}).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/deliveries/{}/resend", "/reports/{}/remake", "/reports/{}/send"])
+def test_unknown_objects(site: Installation, path: str) -> None:
+    assert press(site, path.format(999_999), destination="research").status_code == 404
+    assert press(site, path.format(2**31), destination="research").status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/intake", f"/studies/{seed.XSS}"])
+def test_answers_of_destinations_stay_inert(site: Installation, path: str) -> None:
+    text = page(site, path)
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;" in text
+    assert not set(text) & set("\x1b\x07\x9b\u202e")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
 import pytest
 
 from service.domain.policy import ReferralPolicy
+from service.domain.states import DeliveryState
 from service.web import words
 from service.web.bands import MARGIN, WIDTH, axes
+from service.workflow.reading import Address, DeliveryLine, DestinationLine
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,9 @@ def test_numbers_keep_their_sign_and_absence() -> None:
     assert words.interval(None) == ""
 
 
+YOUNG = {"mean_g_cm2": 1.0, "sd_g_cm2": 0.13, "bmd_g_cm2": 0.7, "bmd_interval": [0.6, 0.8]}
+
+
 def level(hu: float | None) -> dict[str, object]:
     return {"valid": hu is not None, "hu_mean": hu, "bmd_g_cm2": None, "tbs": None}
 
@@ -49,7 +59,9 @@ def test_bands_follow_the_policy() -> None:
             "bmd_interval": [0.6, 0.8],
             "tbs": None,
             "hu_mean": -40.0,
+            "reference": YOUNG | {"region": "L1-L4", "levels": ["L2", "L3", "L4"]},
         },
+        "decision": {"criteria": "YOSHIDA_2023"},
         "levels": {name: level(hu) for name, hu in zip(words_levels(), (None, -40.0, 90.0, 300.0), strict=True)},
     }
     bmd, attenuation = axes(document, ReferralPolicy())
@@ -60,5 +72,109 @@ def test_bands_follow_the_policy() -> None:
         assert all(MARGIN <= mark.x <= WIDTH - MARGIN for mark in drawing.marks)
 
 
+@pytest.mark.parametrize(
+    ("criteria", "ticks", "labels"),
+    [
+        ("JSBMR_2012", ["0.70", "0.87"], ["at or below 70 % YAM", "below T -1", "T -1 and above"]),
+        ("WHO", ["0.68", "0.87"], ["at or below T -2.5", "below T -1", "T -1 and above"]),
+    ],
+)
+def test_bands_are_those_of_the_criteria_that_judged(criteria: str, ticks: list[str], labels: list[str]) -> None:
+    """Also where the policy in force is another one by now, and for the levels that the reference holds for."""
+    document = {
+        "patient": {
+            "bmd_g_cm2": 0.9,
+            "bmd_interval": [0.8, 1.0],
+            "tbs": None,
+            "hu_mean": None,
+            "reference": YOUNG | {"region": "L2-L4", "levels": ["L2", "L3"]},
+        },
+        "levels": {name: {"valid": True, "hu_mean": None, "bmd_g_cm2": 0.9, "tbs": None} for name in words_levels()},
+        "decision": {"criteria": criteria},
+    }
+    (bmd,) = axes(document, ReferralPolicy())
+    assert bmd.title == "BMD, L2-L4"
+    assert [tick.label for tick in bmd.ticks] == ticks
+    assert [band.label for band in bmd.bands] == labels
+    assert [mark.label for mark in bmd.marks] == ["L2", "L3", "0.70"]
+
+
 def words_levels() -> tuple[str, ...]:
     return ("L1", "L2", "L3", "L4")
+
+
+NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
+
+
+def test_clock_names_the_day_where_it_is_another() -> None:
+    assert re.fullmatch(r"\d\d:30", words.clock(NOW, NOW))
+    assert re.fullmatch(r"2[1-3] Nov, \d\d:30", words.clock(NOW - timedelta(days=1), NOW))
+
+
+@pytest.mark.parametrize("mark", ["\0", "\x07", "\x1b", "\x7f", "\x9b", "\u200e", "\u202e", "\u2066", "\ufeff"])
+def test_marks_that_do_not_print_are_shown_as_such(mark: str) -> None:
+    assert words.plain(f"a{mark}b\nc") == "a\ufffdb\nc"
+
+
+def test_words_of_other_languages_stay() -> None:
+    assert words.plain("接続できません: Übertragung\u00a0!") == "接続できません: Übertragung !"
+
+
+def address(**changes: Any) -> Address:
+    delivery = DeliveryLine(1, "pacs", DeliveryState.WAITING, 0, NOW, None, NOW, None)
+    return Address("pacs", changes.pop("address", "dicom://PACS@h:1"), replace(delivery, **changes))
+
+
+@pytest.mark.parametrize(
+    ("where", "state", "tries"),
+    [
+        (Address("pacs", "dicom://PACS@h:1", None), "Never sent there", ""),
+        (address(), "Waiting", "next try any moment"),
+        (
+            address(due_at=NOW + timedelta(hours=1), last_error="no", attempts=1),
+            "Not delivered yet",
+            "1 attempt so far",
+        ),
+        (address(due_at=NOW + timedelta(hours=1), last_error="no", attempts=3), "Not delivered yet", "next try at "),
+        (address(state=DeliveryState.SENDING, last_error="no", attempts=3), "Being sent", ""),
+        (address(state=DeliveryState.DELIVERED, delivered_at=NOW), "Delivered ", ""),
+        (address(address=None), "Not delivered, and no longer sent", ""),
+        (address(address=None, state=DeliveryState.DELIVERED, delivered_at=NOW), "Delivered ", ""),
+    ],
+)
+def test_delivery_is_told_in_words(where: Address, state: str, tries: str) -> None:
+    assert words.delivering(where, NOW).text.startswith(state)
+    told = words.tries(where, NOW)
+    assert tries in told if tries else told == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "chip", "backlog"),
+    [
+        (DestinationLine("pacs", "x"), "Nothing sent yet", "No object was addressed to it yet."),
+        (DestinationLine("pacs", "x", delivered=1), "Everything delivered", "1 object delivered."),
+        (
+            DestinationLine("pacs", "x", waiting=1, next_try_at=NOW),
+            "Sending",
+            "1 object waits here; nothing is lost. Next try any moment.",
+        ),
+        (
+            DestinationLine("pacs", "x", waiting=2, failing=1, next_try_at=NOW),
+            "Takes some objects, not all",
+            "2 objects wait here; nothing is lost. Next try any moment.",
+        ),
+        (
+            DestinationLine("pacs", None, waiting=2, failing=1, next_try_at=NOW),
+            "No longer configured",
+            "2 objects wait here; nothing is lost. Configure it again under this name, and they are sent.",
+        ),
+    ],
+)
+def test_destination_is_told_in_words(line: DestinationLine, chip: str, backlog: str) -> None:
+    assert words.destination(line, NOW).text == chip
+    assert words.backlog(line, NOW) == backlog
+
+
+def test_failing_destination_says_since_when() -> None:
+    line = DestinationLine("pacs", "x", waiting=1, failing=1, failing_since=NOW)
+    assert words.destination(line, NOW).text == f"Failing since {words.clock(NOW, NOW)}"
