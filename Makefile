@@ -38,7 +38,8 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generat
 	--no-emit-index-url --no-emit-find-links --no-annotate
 lock: $(UV)
 	$(COMPILE) --extra worker --extra dev pyproject.toml -o requirements.lock
-	$(COMPILE) pyproject.toml -o requirements-service.lock
+	$(COMPILE) --constraint requirements.lock pyproject.toml -o requirements-service.lock
+	$(COMPILE) --constraint requirements.lock --extra worker pyproject.toml -o requirements-worker.lock
 
 clean:
 	rm -rf .venv .uv

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from service.store.engine import Store
 
 Handler = Callable[[argparse.Namespace], int]
+WEB_GRACE_SECONDS = 10  # for the requests in hand at a shutdown
 DISCLAIMER = "Investigational. Not a medical device. Confirm with DXA."
 
 
@@ -43,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except _told() as error:
-        Console(stderr=True).print(f"osteogate: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"osteogate: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
 
 
 def _start_logging(level: int) -> None:
     """Processes log what they do; commands at a terminal print their answer and log only what is amiss."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("pynetdicom").setLevel(logging.WARNING)  # INFO is two lines an instance
+    for wordy in ("pynetdicom", "highdicom", "httpx"):  # at INFO several lines an instance
+        logging.getLogger(wordy).setLevel(logging.WARNING)
 
 
 def _told() -> tuple[type[Exception], ...]:
@@ -92,6 +95,8 @@ def _add_installation(commands: Any) -> None:
     database = commands.add_parser("db", help="the database").add_subparsers(required=True, metavar="ACTION")
     _command(database, "upgrade", run_db_upgrade, "bring the database to this version's schema")
     _command(commands, "doctor", run_doctor, "check this installation's parts and say what is amiss")
+    health = _command(commands, "health", run_health, "ask one process of this machine whether it does its work")
+    health.add_argument("part", choices=("listener", "web", "steward", "worker"))
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -107,6 +112,7 @@ def run_up(options: argparse.Namespace) -> int:
     from service.supervise import Installation, sole_owner
 
     settings = Settings(**({"data_dir": options.data} if options.data else {}))
+    _policy(settings)  # one that cannot be used is told here, in one line, not by five processes in their logs
     console = Console()
     stopping = _until_signalled()
     with sole_owner(settings.data_dir):
@@ -146,6 +152,14 @@ def run_doctor(_: argparse.Namespace) -> int:
     return 0 if all(finding.good for finding in findings) else 1
 
 
+def run_health(options: argparse.Namespace) -> int:
+    """`osteogate health`: one sentence; a part that is not healthy is told like any other failure."""
+    from service.health import check
+
+    print(check(options.part, Settings()))
+    return 0
+
+
 # --- the processes -----------------------------------------------------------------------------------------------
 
 
@@ -153,7 +167,10 @@ def _add_processes(commands: Any) -> None:
     _command(commands, "listen", run_listen, "the DICOM C-STORE listener")
     _command(commands, "steward", run_steward, "closes quiet studies and rings the bell for waiting work")
     _command(commands, "web", run_web, "the pages and the API")
-    _command(commands, "worker", run_worker, "a Celery worker that screens studies")
+    worker = _command(commands, "worker", run_worker, "a Celery worker that screens studies")
+    worker.add_argument(
+        "--queue", choices=("screen", "train"), default="screen", help="no work arrives on 'train' in this release"
+    )
 
 
 def run_listen(_: argparse.Namespace) -> int:
@@ -176,13 +193,19 @@ def run_listen(_: argparse.Namespace) -> int:
 
 def run_steward(_: argparse.Namespace) -> int:
     """`osteogate steward`."""
-    from service.steward import Steward
+    from service.steward import Steward, serve
     from service.workflow.bell import Bell
+    from service.workflow.pulse import Pulse
 
     settings = Settings()
     stopping = _until_signalled()
     bell = Bell(settings.celery_url)
-    Steward(_store(settings), settings, _policy(settings), bell.ring).run(stopping)
+    beat = Pulse(settings.pulses, "steward").beat
+    store = _store(settings)
+    steward = Steward(store, settings, _policy(settings), bell.ring, beat=beat)
+    if not serve(steward, store, settings, stopping):
+        logging.shutdown()
+        os._exit(0)  # pynetdicom's threads would hold the process for as long as a peer hangs
     return 0
 
 
@@ -194,16 +217,23 @@ def run_web(_: argparse.Namespace) -> int:
 
     settings = Settings()
     app = create_app(settings, _store(settings), _policy(settings))
-    uvicorn.run(app, host=settings.web_host, port=settings.web_port, log_level="warning", server_header=False)
+    uvicorn.run(
+        app,
+        host=settings.web_host,
+        port=settings.web_port,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=WEB_GRACE_SECONDS,
+    )
     return 0
 
 
-def run_worker(_: argparse.Namespace) -> int:
+def run_worker(options: argparse.Namespace) -> int:
     """`osteogate worker`."""
     from worker.app import run_worker
 
     settings = Settings()
-    run_worker(settings, _store(settings), _policy(settings))
+    run_worker(settings, _store(settings), _policy(settings), options.queue)
     return 0
 
 
@@ -331,8 +361,8 @@ def run_phantom_cohort(options: argparse.Namespace) -> int:
 
 
 def run_phantom_reference(options: argparse.Namespace) -> int:
-    """`osteogate phantom reference`: the `[digital]` tables of service/domain/references.toml."""
-    from models.phantom.young_adults import measure_young_adults
+    """`osteogate phantom reference`: the `[digital]` tables of service/domain/references/digital.toml."""
+    from models.phantom.young_adults import AGES, measure_young_adults
     from service.domain.bone import DEVICE, REGION, Reference, ReferenceOrigin, digital_section
 
     cohorts = [measure_young_adults(options.seed, options.patients, sex) for sex in ("F", "M")]
@@ -344,10 +374,12 @@ def run_phantom_reference(options: argparse.Namespace) -> int:
             device=DEVICE,
             region=REGION,
             sex=cohort.sex,
-            population=f"{cohort.patients} digital patients of 20-44 years",
+            ages=f"{AGES[0]}-{AGES[1]}",
+            population=f"{cohort.patients} digital patients",
             mean_g_cm2=round(cohort.mean_g_cm2, 4),
             sd_g_cm2=round(cohort.sd_g_cm2, 4),
             source=command,
+            version="1",
         )
         for cohort in cohorts
     ]
@@ -446,11 +478,9 @@ def _store(settings: Settings) -> Store:
 
 
 def _policy(settings: Settings) -> Policy:
-    from service.domain.policy import DEFAULT_POLICY, load_policy
+    from service.workflow.rules import policy_in_force
 
-    if settings.policy_file is None:
-        return DEFAULT_POLICY
-    return load_policy(settings.policy_file.read_text(encoding="utf-8"))
+    return policy_in_force(settings)
 
 
 def _pairs(assignments: Sequence[str]) -> dict[str, str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from redis import Redis
-from redis.exceptions import ConnectionError
+from redis.exceptions import AuthenticationError, ConnectionError
 from sqlalchemy import inspect, text
 
-from service.domain.policy import DEFAULT_POLICY, load_policy
 from service.settings import MIB, Settings
 from service.store.engine import make_engine
+from service.workflow.rules import policy_in_force
 
 PATIENCE_SECONDS = 2.0
 
@@ -68,18 +69,22 @@ def _database(settings: Settings) -> str:
 
 def _broker(settings: Settings) -> str:
     url = settings.celery_url.replace("redis+socket://", "unix://")
+    seen = re.sub(r"//.*@", "//", url)  # without user and password
     with Redis.from_url(url, socket_timeout=PATIENCE_SECONDS, socket_connect_timeout=PATIENCE_SECONDS) as broker:
         try:
             broker.ping()
+        except AuthenticationError as error:
+            raise PermissionError(f"the broker at {seen} does not take our password") from error
         except ConnectionError as error:
-            raise ConnectionError(f"no answer at {url}: is the installation running?") from error
+            raise ConnectionError(f"no answer at {seen}: is the installation running?") from error
     return "answers"
 
 
 def _policy(settings: Settings) -> str:
-    if settings.policy_file is None:
-        return f"{DEFAULT_POLICY.label} (the default)"
-    return load_policy(settings.policy_file.read_text(encoding="utf-8")).label
+    policy = policy_in_force(settings)
+    default = " (the default)" if settings.policy_file is None else ""
+    references = ", ".join(reference.key for reference in policy.references) or "none"
+    return f"{policy.label}{default}, references for real patients: {references}"
 
 
 def _worker_packages(settings: Settings) -> str:

@@ -12,19 +12,20 @@ from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
 MAX_SOCKET_PATH_BYTES = 100
+MIN_WEB_PASSWORD_CHARACTERS = 12
 
 
 class Peer(BaseModel):
     """A DICOM node that may send to us: its AE title and, optionally, the addresses it may come from."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     ae_title: str = Field(min_length=1, max_length=16)
     network: str | None = None  # an address or CIDR network; None means any address
@@ -39,7 +40,7 @@ class Peer(BaseModel):
 class Destination(BaseModel):
     """Where results are sent: a DICOM node (C-STORE) or a DICOMweb service (STOW-RS)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)  # an address may hold a password
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")  # ours: stands in the outbox and on the pages
     url: str  # dicom://AETITLE@host:port, or http(s)://[user:password@]host[:port]/path, secrets and all
@@ -70,14 +71,24 @@ class Destination(BaseModel):
 
 
 class Settings(BaseSettings):
-    """The settings of one installation; see README, "Settings", for each one's meaning."""
+    """The settings of one installation; see README, "Settings", for each one's meaning.
 
-    model_config = SettingsConfigDict(env_prefix="OSTEOGATE_", frozen=True, extra="ignore")
+    A setting named `..._file` that stands for a secret is read when it is needed and kept nowhere: the environment of
+    a process is no secret (`docker inspect` shows it), the files under /run/secrets are.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="OSTEOGATE_", frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     data_dir: Path = Path("osteogate-data")
     database_url: str = ""  # empty: SQLite in data_dir
+    database_password_file: Path | None = None  # holds the password that database_url leaves out
     broker_url: str = ""  # empty: the bundled Valkey on a unix socket in data_dir
+    broker_password_file: Path | None = None  # holds the password that broker_url leaves out
+    pulse_dir: Path | None = None  # None: data_dir/pulse; where steward and worker show that they are alive
     policy_file: Path | None = None
+    references_dir: Path | None = None  # a site's own young-adult references, *.toml
     weights_dir: Path | None = None  # None: data_dir/weights where it exists, else the built-in networks
     device: Literal["auto", "cuda", "cpu"] = "auto"
 
@@ -87,12 +98,13 @@ class Settings(BaseSettings):
     dicom_port: int = Field(default=11112, ge=0, le=65535)
     peers: Annotated[tuple[Peer, ...], NoDecode] = ()  # "AET@10.0.0.0/8,AET2"; empty: any AE, loopback only
     destinations: Annotated[tuple[Destination, ...], NoDecode] = ()  # "pacs=dicom://AET@10.0.0.5:4242,..."
+    destinations_file: Path | None = None  # the same text in a file, for addresses with passwords
     quiet_seconds: float = Field(default=30.0, gt=0)
     incomplete_patience_seconds: float = Field(default=300.0, gt=0)
 
     # Limits of intake (RULES 3)
     max_pdu_bytes: int = Field(default=128 * 1024, ge=4096)
-    max_instance_bytes: int = Field(default=256 * MIB, ge=1024)
+    max_instance_bytes: int = Field(default=512 * MIB, ge=1024)
     max_instances_per_study: int = Field(default=10_000, ge=1)
     max_associations: int = Field(default=32, ge=1)
     max_associations_per_peer: int = Field(default=8, ge=1)
@@ -111,6 +123,7 @@ class Settings(BaseSettings):
     # Web
     web_host: str = "127.0.0.1"
     web_port: int = Field(default=8080, ge=0, le=65535)
+    web_password_file: Path | None = None  # everybody's password (HTTP Basic); needed off loopback, until users exist
 
     # The outbox
     delivery_retry_seconds: float = Field(default=10.0, gt=0)  # the first back-off; doubled by every failure
@@ -121,6 +134,8 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_lists(cls, values: dict[str, object]) -> dict[str, object]:
         parsers: dict[str, Callable[[str], BaseModel]] = {"peers": _peer, "destinations": _destination}
+        if values.get("destinations_file"):
+            values = {**values, "destinations": _destinations_in(Path(str(values["destinations_file"])))}
         for name, parse in parsers.items():
             text = values.get(name)
             if isinstance(text, str):
@@ -137,21 +152,43 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _open_only_on_loopback(self) -> Self:
-        if not ip_address(self.web_host).is_loopback:
-            raise ValueError("OSTEOGATE_WEB_HOST must be a loopback address: this release has no users yet")
+        if self.web_password is None and not ip_address(self.web_host).is_loopback:
+            raise ValueError(
+                "OSTEOGATE_WEB_HOST must be a loopback address unless OSTEOGATE_WEB_PASSWORD_FILE names a file with a "
+                "password: this release has no users yet"
+            )
         if not self.peers and not ip_address(self.dicom_host).is_loopback:
             raise ValueError("OSTEOGATE_PEERS must name the allowed AE titles before listening off loopback")
         return self
 
     @property
     def sqlalchemy_url(self) -> str:
-        """The database in force."""
-        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'osteogate.sqlite3'}"
+        """The database in force, password and all: not for people's eyes."""
+        if not self.database_url:
+            return f"sqlite:///{self.data_dir.resolve() / 'osteogate.sqlite3'}"
+        return _with_password(self.database_url, self.database_password_file, "OSTEOGATE_DATABASE_PASSWORD_FILE")
 
     @property
     def celery_url(self) -> str:
-        """The broker in force."""
-        return self.broker_url or f"redis+socket://{self.broker_socket}"
+        """The broker in force, password and all: not for people's eyes."""
+        if not self.broker_url:
+            return f"redis+socket://{self.broker_socket}"
+        return _with_password(self.broker_url, self.broker_password_file, "OSTEOGATE_BROKER_PASSWORD_FILE")
+
+    @property
+    def web_password(self) -> str | None:
+        """What every request must know, or None: the pages are open (and on loopback only).
+
+        Raises:
+            ValueError: the file cannot be read, or the password is too short.
+        """
+        if self.web_password_file is None:
+            return None
+        password = _secret(self.web_password_file, "OSTEOGATE_WEB_PASSWORD_FILE")
+        if len(password) < MIN_WEB_PASSWORD_CHARACTERS:
+            least = MIN_WEB_PASSWORD_CHARACTERS
+            raise ValueError(f"the password in OSTEOGATE_WEB_PASSWORD_FILE has fewer than {least} characters")
+        return password
 
     @property
     def broker_socket(self) -> Path:
@@ -168,6 +205,11 @@ class Settings(BaseSettings):
         return self.data_dir.resolve() / "spool"
 
     @property
+    def pulses(self) -> Path:
+        """Where the files lie whose age says that steward and worker are alive."""
+        return self.pulse_dir or self.data_dir.resolve() / "pulse"
+
+    @property
     def results_dir(self) -> Path:
         """Where pictures and label maps of results are kept."""
         return self.data_dir.resolve() / "results"
@@ -175,11 +217,47 @@ class Settings(BaseSettings):
 
 def _destination(entry: str) -> Destination:
     name, equals, url = entry.partition("=")
-    if not equals:
-        raise ValueError(f"OSTEOGATE_DESTINATIONS: {entry!r} is not name=address")
+    if not equals:  # the entry itself is not told: it may hold a password
+        raise ValueError("OSTEOGATE_DESTINATIONS: an entry is not name=address")
     return Destination(name=name.strip(), url=url.strip())
 
 
 def _peer(entry: str) -> Peer:
     ae_title, _, network = entry.partition("@")
     return Peer(ae_title=ae_title.strip(), network=network.strip() or None)
+
+
+def _destinations_in(file: Path) -> str:
+    """The destinations in a file, one a line or separated by commas; lines that start with # are remarks."""
+    lines = _read(file, "OSTEOGATE_DESTINATIONS_FILE").splitlines()
+    return ",".join(line for line in lines if not line.lstrip().startswith("#"))
+
+
+def _with_password(url: str, file: Path | None, setting: str) -> str:
+    """The URL with the file's password in it.
+
+    Raises:
+        ValueError: the file cannot be read or is empty, the URL has a password already, or none can be put into it.
+    """
+    if file is None:
+        return url
+    parts = urlsplit(url)
+    if parts.hostname is None or parts.password is not None:
+        raise ValueError(f"{setting} needs an address with a host and without a password")
+    user, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}:{quote(_secret(file, setting), safe='')}@{host}").geturl()
+
+
+def _secret(file: Path, setting: str) -> str:
+    """The secret that a file holds, without the line end that editors and `echo` leave."""
+    secret = _read(file, setting).rstrip("\r\n")
+    if not secret:
+        raise ValueError(f"{setting}: {file} is empty")
+    return secret
+
+
+def _read(file: Path, setting: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting}: {file} cannot be read ({type(error).__name__})") from None
