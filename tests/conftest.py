@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.installations import Installation
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +44,12 @@ def digital_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models.phantom.study import make_study
 
     return make_study(4711, tmp_path_factory.mktemp("digital"), {"sex": "F", "age": "68", "bmd_g_cm2": "0.95"})
+
+
+@pytest.fixture(params=["embedded", "postgresql-redis"])
+def installation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
+    """A whole installation of either size, not yet started; see tests/installations.py."""
+    from tests.installations import installed
+
+    with installed(request.param, tmp_path) as found:
+        yield found

@@ -29,6 +29,29 @@ def write_dicom_series(nifti: Path, folder: Path, *, kvp: str = "120") -> list[P
     ]
 
 
+def independent_hu(case: Path, label: int) -> float:
+    """Mean HU by TRAPS.md's definition, in voxel space: a 125 mm2 disc, 5 mm thick, at the body's centroid.
+
+    The body is the reference's own vertebral-body map, split by level; nothing of ours is used.
+    """
+    report = case / "spine_report" / "example_ct_report"
+    image = nibabel.load(case / "example_ct.nii.gz")
+    levels = np.asarray(nibabel.load(report / "totalseg.nii.gz").dataobj)
+    body = np.asarray(nibabel.load(report / "totalseg_vertebrae_body.nii.gz").dataobj) == 1
+    spacing = np.array(image.header.get_zooms()[:3], dtype=float)
+    inside = np.argwhere((levels == label) & body) * spacing
+    centre = inside.mean(axis=0)
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in image.shape], indexing="ij"), axis=-1) * spacing
+    # Sub-voxel: every 3 mm voxel is cut into 6 x 6 x 6 parts, each counted by its own centre.
+    radius = np.sqrt(125.0 / np.pi)
+    near = np.all(np.abs(grid - centre) <= [radius + 3, radius + 3, 2.5 + 3], axis=-1)
+    parts = (np.arange(6) - 2.5) / 6
+    offsets = np.stack(np.meshgrid(parts, parts, parts, indexing="ij"), axis=-1).reshape(-1, 3) * spacing
+    away = grid[near][:, None, :] + offsets[None] - centre
+    weight = ((away[..., 0] ** 2 + away[..., 1] ** 2 <= radius**2) & (np.abs(away[..., 2]) <= 2.5)).sum(axis=1)
+    return float(np.average(np.asarray(image.dataobj)[near], weights=weight))
+
+
 def _write_slice(
     hu: np.ndarray,
     position: np.ndarray,

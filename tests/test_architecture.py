@@ -46,7 +46,9 @@ def test_the_base_install_has_no_torch() -> None:
         assert package in worker
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-service.lock", "requirements-uv.lock"])
+@pytest.mark.parametrize(
+    "lock", ["requirements.lock", "requirements-service.lock", "requirements-worker.lock", "requirements-uv.lock"]
+)
 def test_locks_pin_hashes_and_name_no_registry(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert "://" not in text

@@ -47,7 +47,7 @@ def test_phantom_reference_is_what_ships(capsys: pytest.CaptureFixture[str]) -> 
     """The shipped reference names its command; a shorter run of it makes the same kind of table."""
     assert main(["phantom", "reference", "--seed", "44000", "--patients", "3"]) == 0
     out = capsys.readouterr().out
-    shipped = (ROOT / "service" / "domain" / "references.toml").read_text()
+    shipped = (ROOT / "service" / "domain" / "references" / "digital.toml").read_text()
     for line in ("[digital.young-f-l1l4]", "[digital.young-m-l1l4]", 'population = "'):
         assert line in out
         assert line in shipped

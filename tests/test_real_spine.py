@@ -15,7 +15,7 @@ import pytest
 
 from service.domain.policy import DEFAULT_POLICY
 from service.settings import Settings
-from tests.real_ct import write_dicom_series
+from tests.real_ct import independent_hu, write_dicom_series
 from worker.pipeline import LABEL_IDS, Pipeline
 from worker.screen import NothingToScreen, screen_path
 from worker.start import make_pipeline
@@ -55,35 +55,12 @@ def test_all_four_levels_are_measured(supplied: tuple[dict[str, Any], Path]) -> 
     assert "TAGS_NOT_CHECKED" in {reason["code"] for reason in document["verdict"]["reasons"]}
 
 
-def _independent_hu(case: Path, label: int) -> float:
-    """Mean HU by TRAPS.md's definition, in voxel space: a 125 mm2 disc, 5 mm thick, at the body's centroid.
-
-    The body is the reference's own vertebral-body map, split by level; nothing of ours is used.
-    """
-    report = case / "spine_report" / "example_ct_report"
-    image = nibabel.load(case / "example_ct.nii.gz")
-    levels = np.asarray(nibabel.load(report / "totalseg.nii.gz").dataobj)
-    body = np.asarray(nibabel.load(report / "totalseg_vertebrae_body.nii.gz").dataobj) == 1
-    spacing = np.array(image.header.get_zooms()[:3], dtype=float)
-    inside = np.argwhere((levels == label) & body) * spacing
-    centre = inside.mean(axis=0)
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in image.shape], indexing="ij"), axis=-1) * spacing
-    # Sub-voxel: every 3 mm voxel is cut into 6 x 6 x 6 parts, each counted by its own centre.
-    radius = np.sqrt(125.0 / np.pi)
-    near = np.all(np.abs(grid - centre) <= [radius + 3, radius + 3, 2.5 + 3], axis=-1)
-    parts = (np.arange(6) - 2.5) / 6
-    offsets = np.stack(np.meshgrid(parts, parts, parts, indexing="ij"), axis=-1).reshape(-1, 3) * spacing
-    away = grid[near][:, None, :] + offsets[None] - centre
-    weight = ((away[..., 0] ** 2 + away[..., 1] ** 2 <= radius**2) & (np.abs(away[..., 2]) <= 2.5)).sum(axis=1)
-    return float(np.average(np.asarray(image.dataobj)[near], weights=weight))
-
-
 @pytest.mark.parametrize("label", [31, 30, 29, 28])
 def test_attenuation_agrees_with_an_independent_computation(
     supplied: tuple[dict[str, Any], Path], case: Path, label: int
 ) -> None:
     measured = supplied[0]["levels"][LEVEL_NAMES[label]]["hu_mean"]
-    assert measured == pytest.approx(_independent_hu(case, label), abs=8.0)
+    assert measured == pytest.approx(independent_hu(case, label), abs=8.0)
 
 
 def test_pictures_are_there_to_be_looked_at(supplied: tuple[dict[str, Any], Path]) -> None:

@@ -1,145 +1,75 @@
-"""`osteogate up` survives a kill of everything with nothing lost, and ends cleanly on Ctrl-C."""
+"""`osteogate up`, on SQLite and Valkey and on PostgreSQL and Redis: killed with nothing lost, ended cleanly."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydicom import dcmread
 
-from service.dicom.send import send_files
+from tests.installations import TIMEOUT_SECONDS, Installation
 from tests.real_ct import write_dicom_series
 
 
-class Installation:
-    """An `osteogate up` process on a folder and free ports."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.dicom_port, self.web_port = _free_port(), _free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {
-            **os.environ,
-            "OSTEOGATE_DICOM_PORT": str(self.dicom_port),
-            "OSTEOGATE_WEB_PORT": str(self.web_port),
-            "OSTEOGATE_QUIET_SECONDS": "4",
-            "OSTEOGATE_INCOMPLETE_PATIENCE_SECONDS": "600",
-            "OSTEOGATE_STEWARD_INTERVAL_SECONDS": "0.5",
-            "OSTEOGATE_LEASE_SECONDS": "5",
-        }
-        command = [sys.executable, "-m", "service.cli", "up", "--data", str(self.folder)]
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-        _until(self.ready, 60, "the installation did not come up")
-
-    def ready(self) -> bool:
-        try:
-            self.get("/api/v1/health/ready")
-            with socket.create_connection(("127.0.0.1", self.dicom_port), timeout=1):
-                return True
-        except OSError:
-            return False
-
-    def get(self, path: str) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.web_port}{path}", timeout=10) as response:
-            document: dict[str, Any] = json.load(response)
-        return document
-
-    def result(self, study_uid: str) -> dict[str, Any] | None:
-        try:
-            return self.get(f"/api/v1/studies/{study_uid}/result")
-        except urllib.error.HTTPError as error:
-            error.close()
-            return None
-        except OSError:
-            return None
-
-    def send(self, files: list[Path]) -> int:
-        report = send_files(files, host="127.0.0.1", port=self.dicom_port, called="OSTEOGATE", calling="PACS")
-        return len(report.sent)
-
-    def signal(self, number: int) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.process.wait(90)
-
-    def pids(self) -> list[int]:
-        """Every process of this installation, found by the data folder in its environment or command line."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if os.fsencode(self.folder) in words:
-                found.append(int(entry.name))
-        return found
-
-
-@pytest.fixture
-def installation(tmp_path: Path) -> Iterator[Installation]:
-    installation = Installation(tmp_path / "data")
-    installation.start()
-    yield installation
-    for pid in installation.pids():
-        os.kill(pid, signal.SIGKILL)
-    if installation.process is not None:
-        installation.process.wait(30)
-
-
-@pytest.mark.timeout(400)
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_killed_in_the_middle_nothing_is_lost(installation: Installation, digital_study: Path) -> None:
     truth = json.loads((digital_study / "truth.json").read_text())
     files = sorted(digital_study.rglob("*.dcm"))
     half = len(files) // 2
+    installation.start()
     assert installation.send(files[:half]) == half
 
-    installation.signal(signal.SIGKILL)  # the supervisor dies with no chance to tell anybody
-    _until(lambda: not installation.pids(), 60, "the children outlived their supervisor")
+    installation.kill()  # the supervisor dies with no chance to tell anybody
 
     installation.start()
     assert installation.send(files[half:]) == len(files) - half
-    _until(lambda: installation.result(truth["study_uid"]) is not None, 240, "no result after the restart")
     result = installation.result(truth["study_uid"])
-    assert result is not None
     assert result["patient"]["levels_used"] == ["L1", "L2", "L3", "L4"]
 
-    assert installation.signal(signal.SIGINT) == 0  # Ctrl-C
-    _until(lambda: not installation.pids(), 10, "Ctrl-C left processes behind")
+    assert installation.stop(signal.SIGINT) == 0  # Ctrl-C
     installation.start()
     assert installation.result(truth["study_uid"]) == result
-    assert installation.signal(signal.SIGTERM) == 0
+    assert installation.stop() == 0
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_what_the_demo_shows_is_true_of_both_installations(installation: Installation, tmp_path: Path) -> None:
+    """A digital patient with low bone density is referred, one whose scan has a gap is not assessable."""
+    from models.phantom.study import make_study
+
+    low = make_study(1, tmp_path / "low", {"bmd_g_cm2": "0.66", "sex": "F", "age": "74"})
+    gap = make_study(2, tmp_path / "gap", {"drop_slice": "true"})
+    uids = [json.loads((folder / "truth.json").read_text())["study_uid"] for folder in (low, gap)]
+    installation.start(OSTEOGATE_INCOMPLETE_PATIENCE_SECONDS="12")
+    assert installation.send(sorted(low.rglob("*.dcm")))
+    assert installation.send(sorted(gap.rglob("*.dcm")))
+    referred, refused = (installation.result(uid) for uid in uids)
+    assert (referred["decision"]["category"], referred["decision"]["driver"]) == ("refer", "network")
+    assert referred["patient"]["synthetic"] is True
+    assert refused["decision"]["category"] == "not-assessable"
+    assert "MISSING_SLICE" in {reason["code"] for reason in refused["verdict"]["reasons"]}
+    assert refused["patient"]["bmd_g_cm2"] is None
+    worklist = installation.api("/api/v1/worklist")
+    assert {entry["study_uid"]: entry["category"] for entry in worklist["items"]}[uids[0]] == "refer"
+    assert "Consider DXA" in installation.api("/", accept="text/html")
+
+
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_a_real_spine_sent_by_storescu_gets_an_honest_answer(
     installation: Installation, storescu: str, real_data: Path, tmp_path: Path
 ) -> None:
     """Right levels decided by CT attenuation, or not assessable with the reason; the network never drives."""
     files = write_dicom_series(real_data / "totalsegmentator-example-ct" / "example_ct.nii.gz", tmp_path / "ct")
     study_uid = str(dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)
-    address = ["127.0.0.1", str(installation.dicom_port)]
-    command = [storescu, "-aec", "OSTEOGATE", "-aet", "REALPACS", "+sd", *address, str(tmp_path / "ct")]
-    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
-    _until(lambda: installation.result(study_uid) is not None, 240, "no result for the real spine")
+    installation.start()
+    host, port = installation.dicom_address
+    command = [storescu, "-aec", "OSTEOGATE", "-aet", "REALPACS", "+sd", host, str(port), str(tmp_path / "ct")]
+    assert subprocess.run(command, capture_output=True, timeout=600, check=False).returncode == 0
     result = installation.result(study_uid)
-    assert result is not None
     assert result["patient"]["synthetic"] is False
     assert result["decision"]["driver"] in {"ct-attenuation", "none"}
     if result["decision"]["category"] == "not-assessable":
@@ -149,23 +79,20 @@ def test_a_real_spine_sent_by_storescu_gets_an_honest_answer(
         assert result["levels"]["L1"]["hu_mean"] == pytest.approx(108, abs=25)
 
 
-def test_a_second_up_on_one_folder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_a_second_up_on_one_folder_is_refused(installation: Installation) -> None:
+    installation.start()
+    command = [sys.executable, "-m", "service.cli", "up", "--data", str(installation.data_dir)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert second.returncode != 0
+    assert "another osteogate is running" in second.stderr + second.stdout
+    assert installation.is_ready()
+
+
+def test_the_folder_of_a_dead_owner_is_free(tmp_path: Path) -> None:
     from service.supervise import AlreadyRunning, sole_owner
 
     with sole_owner(tmp_path), pytest.raises(AlreadyRunning), sole_owner(tmp_path):
         pass
     with sole_owner(tmp_path):
         pass
-
-
-def _until(holds: Callable[[], bool], seconds: float, otherwise: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.25)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

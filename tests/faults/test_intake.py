@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import tracemalloc
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,15 @@ from service.dicom.send import SendReport, send_files
 from service.dicom.spool import Spool
 from service.settings import Peer
 from tests.service.dicom.harness import (
+    PATIENCE_SECONDS,
     Database,
     RawPeer,
     assert_intact,
     associate_request,
     ct_slice,
     encoded,
+    is_closed,
+    is_open,
     listening,
     p_data,
     slice_file,
@@ -41,7 +45,9 @@ STEPS = ("created", "written", "synced", "renamed", "durable")
 
 def send(listener: Listener, *paths: Path, calling: str = "HEALTHY") -> SendReport:
     host, port = listener.address
-    return send_files(paths, host=host, port=port, called="OSTEOGATE", calling=calling, timeout_seconds=10.0)
+    return send_files(
+        paths, host=host, port=port, called="OSTEOGATE", calling=calling, timeout_seconds=PATIENCE_SECONDS
+    )
 
 
 def is_cut_off(peer: RawPeer, content: list[bytes], *, pause_seconds: float = 0.0) -> bool:
@@ -55,6 +61,16 @@ def is_cut_off(peer: RawPeer, content: list[bytes], *, pause_seconds: float = 0.
     return False
 
 
+def settled(figure: Callable[[], int]) -> int:
+    """Wait until a figure has begun to grow and then stays as it is for a while."""
+    wait_until(lambda: figure() > 0)
+    last = -1
+    while (now := figure()) != last:
+        last = now
+        time.sleep(0.7)
+    return last
+
+
 # 7
 
 
@@ -62,7 +78,7 @@ def test_database_down_is_retryable_and_recovers(tmp_path: Path) -> None:
     database = Database()
     database.is_down = True
     source = slice_file(tmp_path / "in")
-    with listening(tmp_path, database, idle_seconds=5.0) as listener:
+    with listening(tmp_path, database) as listener:
         report = send(listener, source)
         assert "0xA700" in report.failed[0][1]
         assert database.rows == {}
@@ -89,7 +105,7 @@ def test_disk_full_mid_slice_is_retryable_and_leaves_no_litter(tmp_path: Path) -
     database = Database()
     source = slice_file(tmp_path / "in")
     spool = Spool(tmp_path / "spool", 0, write_bytes=write_bytes)
-    with listening(tmp_path, database, spool=spool, idle_seconds=5.0) as listener:
+    with listening(tmp_path, database, spool=spool) as listener:
         report = send(listener, source)
         assert "0xA700" in report.failed[0][1]
         assert temp_files(tmp_path / "spool") == []
@@ -148,8 +164,10 @@ def test_kill_9_at_every_step_loses_nothing_that_was_acknowledged(tmp_path: Path
     assert process.stdout is not None
     with process.stdout:
         port = int(process.stdout.readline())
-        report = send_files([*sources], host="127.0.0.1", port=port, called="OSTEOGATE", timeout_seconds=10.0)
-        assert process.wait(10) == -signal.SIGKILL
+        report = send_files(
+            [*sources], host="127.0.0.1", port=port, called="OSTEOGATE", timeout_seconds=PATIENCE_SECONDS
+        )
+        assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
     assert len(report.sent) == 2
     rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
     assert {f"1.2.3.4.{number}" for number in (1, 2)} <= {uid for uid, _, _ in rows}
@@ -164,7 +182,7 @@ def test_kill_9_at_every_step_loses_nothing_that_was_acknowledged(tmp_path: Path
     assert {sha256 for _, _, sha256 in rows} <= files
 
     database = Database()
-    with listening(tmp_path, database, idle_seconds=5.0) as listener:
+    with listening(tmp_path, database) as listener:
         assert send(listener, *sources).failed == []
     assert len(list((tmp_path / "spool").rglob("*.dcm"))) == 3
 
@@ -172,42 +190,63 @@ def test_kill_9_at_every_step_loses_nothing_that_was_acknowledged(tmp_path: Path
 # 10
 
 
-def test_two_hundred_silent_peers_before_association(tmp_path: Path) -> None:
+def test_two_hundred_silent_peers_before_association_cost_no_threads_and_delay_nobody(tmp_path: Path) -> None:
     threads = threading.active_count()
-    limits = {"handshake_seconds": 1.0, "idle_seconds": 5.0}
-    with listening(tmp_path, Database(), **limits) as listener, ExitStack() as open_peers:
+    with listening(tmp_path, Database()) as listener, ExitStack() as open_peers:
         silent = [open_peers.enter_context(socket.create_connection(listener.address)) for _ in range(200)]
         for connection in silent:
             connection.sendall(b"\x01")
-        started = time.monotonic()
         assert send(listener, slice_file(tmp_path / "in")).failed == []
-        assert time.monotonic() - started < 3.0
-        assert threading.active_count() < threads + 20  # silence costs no threads
+        assert threading.active_count() < threads + 100
+        assert all(is_open(connection) for connection in silent)  # they were there all the while
+
+
+def test_two_hundred_silent_peers_before_association_are_freed_by_the_deadline(tmp_path: Path) -> None:
+    with listening(tmp_path, Database(), handshake_seconds=0.5) as listener, ExitStack() as open_peers:
+        silent = [open_peers.enter_context(socket.create_connection(listener.address)) for _ in range(200)]
         for connection in silent:
-            connection.settimeout(5.0)
-            assert connection.recv(1) == b""
+            with suppress(ConnectionError):  # the first ones may be cut off already
+                connection.sendall(b"\x01")
+        assert all(is_closed(connection) for connection in silent)
 
 
-def test_two_hundred_silent_peers_after_association(tmp_path: Path) -> None:
-    limits = {"idle_seconds": 1.0, "max_associations": 32, "max_associations_per_peer": 8}
-    with listening(tmp_path, Database(), **limits) as listener, ExitStack() as open_peers:
-        accepted = []
-        for _ in range(200):
-            peer = open_peers.enter_context(RawPeer(listener))
-            if peer.associate(calling="SILENT") == 2:
+LIMITS = {"max_associations": 32, "max_associations_per_peer": 8}
+
+
+def silent_associations(listener: Listener, open_peers: ExitStack) -> list[RawPeer]:
+    """Two hundred times: associate, where that is granted send one byte, then nothing more."""
+    accepted = []
+    for _ in range(200):
+        peer = open_peers.enter_context(RawPeer(listener))
+        if peer.associate(calling="SILENT") == 2:
+            accepted.append(peer)
+            with suppress(ConnectionError):  # the first ones may be cut off already
                 peer.send(b"\x04")
-                accepted.append(peer)
-        assert len(accepted) >= 8
+    return accepted
+
+
+def test_two_hundred_silent_peers_after_association_delay_nobody(tmp_path: Path) -> None:
+    with listening(tmp_path, Database(), **LIMITS) as listener, ExitStack() as open_peers:
+        accepted = silent_associations(listener, open_peers)
         assert send(listener, slice_file(tmp_path / "in")).failed == []
-        wait_until(lambda: listener.open_associations == 0)
+        assert len(accepted) == 8
+        assert all(is_open(peer.socket) for peer in accepted)  # they were there all the while
+
+
+def test_two_hundred_silent_peers_after_association_are_freed_by_the_deadline(tmp_path: Path) -> None:
+    with listening(tmp_path, Database(), idle_seconds=0.5, **LIMITS) as listener, ExitStack() as open_peers:
+        accepted = silent_associations(listener, open_peers)
+        assert len(accepted) >= 8
         assert all(peer.is_closed() for peer in accepted)
+        wait_until(lambda: listener.open_associations == 0)
 
 
 @pytest.mark.parametrize("where", ["request", "command", "between fragments"])
 def test_slowloris_is_freed_by_the_minimum_rate(tmp_path: Path, where: str) -> None:
     """A byte now and then defeats an idle timeout; it must not defeat the deadline of the whole."""
     database = Database()
-    limits = {"handshake_seconds": 0.6, "idle_seconds": 0.6, "minimum_bytes_per_second": 100_000}
+    limits = {"handshake_seconds": 1.5} if where == "request" else {"idle_seconds": 1.5}
+    limits["minimum_bytes_per_second"] = 100_000
     with listening(tmp_path, database, **limits) as listener, RawPeer(listener) as peer:
         drops = [bytes((byte,)) for byte in associate_request()]
         if where != "request":
@@ -216,9 +255,7 @@ def test_slowloris_is_freed_by_the_minimum_rate(tmp_path: Path, where: str) -> N
         if where == "between fragments":
             peer.send(p_data(store_command("1.2.3"), 3))
             drops = [p_data(b"\x00\x00", 0)] * 100
-        started = time.monotonic()
-        assert is_cut_off(peer, drops, pause_seconds=0.1)
-        assert time.monotonic() - started < 5.0
+        assert is_cut_off(peer, drops, pause_seconds=0.1)  # long before the last of more than a hundred drops
         wait_until(lambda: listener.open_associations == 0)
         if where != "request":
             wait_until(lambda: database.codes() == ["TOO_SLOW"])
@@ -229,7 +266,7 @@ def test_slowloris_is_freed_by_the_minimum_rate(tmp_path: Path, where: str) -> N
 
 def test_a_pdu_length_of_4_gib_is_aborted_unread(tmp_path: Path) -> None:
     database = Database()
-    with listening(tmp_path, database, idle_seconds=5.0) as listener:
+    with listening(tmp_path, database) as listener:
         with RawPeer(listener) as peer:
             peer.send(b"\x01\x00\xff\xff\xff\xff")
             assert peer.read_pdu()[:1] == b"\x07"
@@ -246,7 +283,7 @@ def test_an_endless_data_set_is_aborted_in_bounded_memory(tmp_path: Path) -> Non
     database = Database()
     tracemalloc.start()
     try:
-        with listening(tmp_path, database, max_instance_bytes=1_000_000, idle_seconds=5.0) as listener:
+        with listening(tmp_path, database, max_instance_bytes=1_000_000) as listener:
             with RawPeer(listener) as peer:
                 assert peer.associate() == 2
                 peer.send(p_data(store_command("1.2.3"), 3))
@@ -266,11 +303,11 @@ def test_pipelined_requests_wait_their_turn_in_bounded_memory(tmp_path: Path) ->
     commit = database.commit
 
     def slow_commit(batch):  # type: ignore[no-untyped-def]
-        gate.wait(10)
+        gate.wait(PATIENCE_SECONDS)
         return commit(batch)
 
     database.commit = slow_commit  # type: ignore[method-assign]
-    with listening(tmp_path, database, idle_seconds=5.0) as listener, RawPeer(listener) as peer:
+    with listening(tmp_path, database) as listener, RawPeer(listener) as peer:
         assert peer.associate() == 2
         sent = []
 
@@ -282,7 +319,7 @@ def test_pipelined_requests_wait_their_turn_in_bounded_memory(tmp_path: Path) ->
 
         sender = threading.Thread(target=pipeline)
         sender.start()
-        time.sleep(0.7)
+        settled(lambda: len(sent))
         assert len(sent) < 150  # held back by TCP: most of it is still with the peer
         gate.set()
         assert [peer.read_status() for _ in range(200)] == [0] * 200
@@ -325,7 +362,7 @@ EVIL_UIDS = ["../../x", "/etc/x", "1.2\x00.3", "1." + "2" * 63, "1..2", "1.2.", 
 def test_an_evil_uid_is_refused_and_reaches_no_path(tmp_path: Path, uid: str, keyword: str) -> None:
     database = Database()
     dataset = encoded(ct_slice(1)).replace(*_swap(keyword, uid))
-    with listening(tmp_path / "data", database, idle_seconds=5.0) as listener, RawPeer(listener) as peer:
+    with listening(tmp_path / "data", database) as listener, RawPeer(listener) as peer:
         assert peer.associate() == 2
         status = peer.store(dataset, uid if keyword == "SOPInstanceUID" else "1.2.3.4.1")
         assert status in (0x0117, 0xA900, 0xC000, -1)
@@ -360,7 +397,7 @@ def _swap(keyword: str, uid: str) -> tuple[bytes, bytes]:
 )
 def test_command_and_data_set_must_agree(tmp_path: Path, command: dict[str, str], code: str) -> None:
     database = Database()
-    with listening(tmp_path, database, idle_seconds=5.0) as listener, RawPeer(listener) as peer:
+    with listening(tmp_path, database) as listener, RawPeer(listener) as peer:
         assert peer.associate() == 2
         assert peer.store(encoded(ct_slice(1)), **{"sop_instance": "1.2.3.4.1", **command}) == 0xA900
     assert (database.codes(), database.rows) == ([code], {})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from service.domain.facts import InstanceFacts
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
+OWN_OF_AN_OBJECT = ("sop_instance_uid", "sop_class_uid", "instance_number", "series_number")
 
 GOOD = InstanceFacts(
     study_uid="1.2.3",
@@ -52,3 +54,21 @@ def series(n: int = 160, *, step_mm: float = 1.0, **changes: Any) -> list[Instan
         )
         for k in range(n)
     ]
+
+
+def enhanced(frames: list[InstanceFacts], **changes: Any) -> InstanceFacts:
+    """One enhanced CT object that holds these slices as its frames, as `service.dicom.headers` would tell it."""
+    names = [field.name for field in fields(InstanceFacts) if field.name not in (*OWN_OF_AN_OBJECT, "position_lps_mm")]
+    columns = {name: tuple(getattr(one, name) for one in frames) for name in names}
+    positions = [one.position_lps_mm for one in frames]
+    return replace(
+        frames[0],
+        **{
+            "sop_class_uid": ENHANCED_CT,
+            "frames": len(frames),
+            "position_lps_mm": None,
+            "frame_positions_lps_mm": () if None in positions else tuple(positions),
+            "frame_values": tuple((name, column) for name, column in columns.items() if len(set(column)) > 1),
+            **changes,
+        },
+    )

@@ -12,7 +12,7 @@ from service.domain.completeness import Closing, closing, normal_of, stack_of
 from service.domain.facts import InstanceFacts
 from service.domain.policy import DEFAULT_POLICY
 
-from .helpers import GOOD, series
+from .helpers import GOOD, enhanced, series
 
 RULES = DEFAULT_POLICY.eligibility
 LAST = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -38,6 +38,9 @@ def close_after(seconds: float, *found: list[InstanceFacts]) -> Closing:
         (31, series(1), True, "whole"),
         (31, series(row_cosine=None), True, "whole"),  # no further slice would mend it
         (31, [replace(one, sop_class_uid="1.2.840.10008.5.1.4.1.1.4") for one in holed()], True, "whole"),
+        (10, [enhanced(series())], False, "last image 10 s ago"),
+        (31, [enhanced(series())], True, "whole"),
+        (31, [enhanced(holed())], True, "whole"),  # a frame that it lacks will not follow
         (-5, series(), False, "last image -5 s ago"),  # a clock set back
     ],
 )
