@@ -49,7 +49,9 @@ class Destination(BaseModel):
     def _check(self) -> Self:
         parts = urlsplit(self.url)
         if parts.scheme == "dicom":
-            if not (parts.username and len(unquote(parts.username)) <= 16 and parts.hostname and parts.port):
+            title = unquote(parts.username or "")
+            more = parts.password is not None or parts.path.strip("/") or parts.query
+            if not (1 <= len(title) <= 16 and parts.hostname and parts.port) or more:
                 raise ValueError(f"destination {self.name}: dicom://AETITLE@host:port is needed")
         elif parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"destination {self.name}: a dicom://, http:// or https:// address is needed")
@@ -58,7 +60,7 @@ class Destination(BaseModel):
     @property
     def is_dicomweb(self) -> bool:
         """STOW-RS rather than C-STORE."""
-        return not self.url.startswith("dicom:")
+        return urlsplit(self.url).scheme != "dicom"
 
     @property
     def address(self) -> str:

@@ -257,7 +257,7 @@ def test_the_service_image_has_no_torch_and_its_own_check_would_notice(service_i
 
 @pytest.mark.timeout(1500)
 def test_the_stack_runs_as_written(service_image: Path, digital_study: Path, storescu: str, tmp_path: Path) -> None:
-    """Started in its order until healthy; a CT sent, its result read with the password; ended within its grace."""
+    """Started in its order until healthy; a CT sent, its result read with the password; ended in order."""
     for program in ("redis-server", "redis-cli", "pg_isready"):
         assert shutil.which(program) or absent(program)
     truth = json.loads((digital_study / "truth.json").read_text())

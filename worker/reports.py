@@ -8,11 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydicom import dcmread
-
 from service.dicom.reports.codes import LEVEL_NAMES
 from service.dicom.reports.seg import make_segmentation
-from service.dicom.reports.source import ReportError
+from service.dicom.reports.source import ReportError, read_source
 from service.dicom.reports.sr import make_structured_report
 from service.domain.bone import reference_words
 from worker.segmentation.base import LabelArray
@@ -32,7 +30,7 @@ def write_reports(
         out: where `sr.dcm` and `seg.dcm` are written.
         at: when the result was made, in the site's local time.
     """
-    source = [dcmread(file, stop_before_pixels=True, force=True) for file in files]
+    source = read_source(files)
     try:
         segmentation = (
             None if labels is None else make_segmentation(source, labels, LEVEL_NAMES, result["provenance"], at=at)

@@ -196,11 +196,12 @@ def make(order: Order, *, spool_dir: Path, results_dir: Path) -> Dataset | Unmak
     Raises:
         Exception: whatever the files or a library raise; another attempt may fare better.
     """
-    from service.dicom.reports.source import ReportError  # highdicom loads slowly, and only the steward needs it
+    # highdicom loads slowly, and only the steward needs it
+    from service.dicom.reports.source import ReportError, read_source
 
     folder = results_dir / order.artefacts
     try:
-        headers = _headers(spool_dir, artefacts.sources(folder))
+        headers = read_source([spool_dir / name for name in artefacts.sources(folder)])
         made = _segmentation(order, headers, folder) if order.kind == SEGMENTATION else None
         if order.kind == REPORT:
             made = _report(order, headers, results_dir)
@@ -305,12 +306,6 @@ def _publish(store: Store, settings: Settings, clock: Clock, order: Order, made:
     if done:
         log.info("study %s: %s made (%s)", order.study_uid, order.kind, made.SOPInstanceUID)
     return done
-
-
-def _headers(spool_dir: Path, names: Sequence[str]) -> list[Dataset]:
-    from pydicom import dcmread
-
-    return [dcmread(spool_dir / name, stop_before_pixels=True, force=True) for name in names]
 
 
 def _segmentation(order: Order, headers: Sequence[Dataset], folder: Path) -> Dataset | None:

@@ -94,10 +94,24 @@ def test_destinations_come_from_a_file_with_remarks(tmp_path: Path) -> None:
     assert Settings(destinations_file=secret(tmp_path, "# none\n")).destinations == ()
 
 
+def test_a_destination_is_known_by_its_scheme_however_it_is_written() -> None:
+    pacs, web = Settings(destinations="a=DICOM://PACS@10.0.0.5:104,b=HTTPS://u:pw@dicom.example/rs").destinations
+    assert (pacs.is_dicomweb, web.is_dicomweb) == (False, True)
+    assert web.address == "https://dicom.example/rs"
+
+
+@pytest.mark.parametrize(
+    "address", ["dicom://PACS@h:104/x", "dicom://@h:104", f"dicom://{'A' * 17}@h:104", "dicom://P@h"]
+)
+def test_a_dicom_address_is_a_title_a_host_and_a_port(address: str) -> None:
+    assert "AETITLE@host:port" in refusal(destinations=f"a={address}")
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"destinations": f"https://u:{SECRET}@dicom.example/rs"},
+        {"destinations": f"a=dicom://PACS:{SECRET}@10.0.0.5:104"},
         {"destinations": f"a=ftp://u:{SECRET}@dicom.example/rs"},
         {"destinations": f"bad name=https://u:{SECRET}@dicom.example/rs"},
         {"database_url": f"postgresql://u:{SECRET}@db/x", "web_host": "0.0.0.0"},

@@ -10,14 +10,16 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from numpy.typing import NDArray
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from service.dicom.headers import read_facts
-from service.dicom.part10 import IMPLEMENTATION_CLASS_UID
+from service.dicom.part10 import IMPLEMENTATION_CLASS_UID, BoundedFile
 from service.dicom.reports import codes
 from service.domain.eligibility import ENHANCED_CT
 from service.domain.errors import OsteogateError
@@ -109,6 +111,16 @@ def _fill_measures(header: Dataset, along: NDArray[np.float64]) -> None:
     measures = header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     if measures.get("SliceThickness") in (None, ""):
         measures.SliceThickness = _thickness(np.sort(along))
+
+
+def read_source(files: Sequence[Path]) -> list[Dataset]:
+    """The headers of the source's files, without pixels."""
+    return [_read_header(path) for path in files]
+
+
+def _read_header(path: Path) -> Dataset:
+    with BoundedFile(path) as file:
+        return dcmread(file, stop_before_pixels=True, force=True)
 
 
 def in_volume_order(source: Sequence[Dataset]) -> list[Dataset]:
