@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,21 @@ def test_the_migrations_make_exactly_the_tables(kind: str, tmp_path: Path, monke
         assert context.get_current_revision() is not None
     engine.dispose()
     assert differences == []
+
+
+def test_a_fresh_file_in_which_another_process_writes_is_waited_for(tmp_path: Path) -> None:
+    """SQLite answers "locked" at once when a connection asks for the write-ahead log meanwhile."""
+    path = tmp_path / "a.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.5, other.rollback)
+    done.start()
+    engine = make_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    engine.dispose()
+    done.join()
+    other.close()
 
 
 @pytest.mark.parametrize("kind", workbench.DATABASES)
