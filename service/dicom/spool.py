@@ -130,7 +130,7 @@ class Spool:
         self._ensure_folder(final.parent)
         temp.replace(final)
         self._step("renamed")
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         self._step("durable")
 
     def _ensure_folder(self, folder: Path) -> None:
@@ -139,11 +139,12 @@ class Spool:
             return
         for made in (folder.parent, folder):
             made.mkdir(exist_ok=True)
-            _sync_folder(made.parent)
+            sync_folder(made.parent)
         self._known_folders.add(folder)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed or made in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.dicom.spool import sync_folder
+
 SOURCES = "sources.json"
 LABELS = "labels.npz"
 
@@ -77,7 +79,7 @@ def pending(path: Path, content: bytes | memoryview) -> Iterator[Callable[[], No
 
     def publish() -> None:
         temp.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     try:
         with temp.open("xb") as file:
@@ -87,11 +89,3 @@ def pending(path: Path, content: bytes | memoryview) -> Iterator[Callable[[], No
         yield publish
     finally:
         temp.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
