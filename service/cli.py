@@ -270,6 +270,9 @@ def _add_single(commands: Any) -> None:
     cohort.add_argument(
         "--enriched-share", type=float, default=0.0, metavar="F", help="share of patients drawn evenly over all BMD"
     )
+    calibration = _command(phantom, "report", run_phantom_report, "a cohort beside the paper's printed figures")
+    calibration.add_argument("--cohort", type=Path, required=True, metavar="DIR")
+    calibration.add_argument("--out", type=Path, required=True, metavar="DIR")
     reference = _command(phantom, "reference", run_phantom_reference, "the young-adult reference of digital patients")
     reference.add_argument("--seed", type=int, required=True, metavar="S")
     reference.add_argument("--patients", type=int, required=True, metavar="N", help="of each sex")
@@ -358,6 +361,17 @@ def run_phantom_cohort(options: argparse.Namespace) -> int:
     share = options.enriched_share
     print(make_cohort(options.seed, options.patients, options.out, settings, enriched_share=share))
     return 0
+
+
+def run_phantom_report(options: argparse.Namespace) -> int:
+    """`osteogate phantom report`: non-zero where a figure is further from the printed one than asked."""
+    from models.phantom.calibration import report
+
+    rows = report(options.cohort, options.out)["rows"]
+    for row in rows:
+        mark = {True: "", False: "  <- apart", None: ""}[row["within"]]
+        print(f"{row['name']:36} printed {row['printed']:8.3f}   digital {row['digital']:8.3f}{mark}")
+    return int(any(row["within"] is False for row in rows))
 
 
 def run_phantom_reference(options: argparse.Namespace) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from models.phantom.geometry import Frame
+import numpy as np
+
+from models.phantom.geometry import Frame, as_vec3, rotation
 from models.phantom.grid import Vec3
 
 # TotalSegmentator `total` (2.x, datasets 291-295) class ids
@@ -146,6 +148,19 @@ class Torso:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """From the CT to the DXA, and what becomes of the bone meanwhile."""
+
+    days: int
+    change_per_year: float  # of every mineral density, fraction
+
+    @property
+    def factor(self) -> float:
+        """Mineral at the DXA over mineral at the CT."""
+        return 1.0 + self.change_per_year * self.days / 365.25
+
+
+@dataclass(frozen=True)
 class Acquisition:
     """How the CT was taken."""
 
@@ -158,6 +173,7 @@ class Acquisition:
     contrast_phase: str
     coverage: tuple[str, str]  # cranial, caudal
     drop_slice: int | None  # -1: the middle one
+    drift: float = 0.0  # of this day's mineral contrast, fraction, beside the vendor's own
 
 
 @dataclass(frozen=True)
@@ -176,6 +192,7 @@ class Patient:
     vessels: Vessels
     torso: Torso
     acquisition: Acquisition
+    interval: Interval = Interval(0, 0.0)
 
     @property
     def patient_id(self) -> str:
@@ -189,3 +206,19 @@ class Patient:
     def scaled(self, factor: float) -> Patient:
         """The same patient with every mineral density multiplied."""
         return replace(self, bone=replace(self.bone, scale=self.bone.scale * factor))
+
+    def at_dxa(self) -> Patient:
+        """The same patient on the day of the DXA."""
+        return self.scaled(self.interval.factor)
+
+    def rolled(self, angle_rad: float) -> Patient:
+        """The same patient whose spine lies turned about the table's long axis, around L3."""
+        pivot = np.asarray(self.vertebra("L3").frame.center)
+        turn = rotation(0.0, 0.0, angle_rad)
+
+        def turned(v: Vertebra) -> Vertebra:
+            about_x, about_y, about_z = v.frame.angles_rad
+            center = as_vec3(pivot + turn @ (np.asarray(v.frame.center) - pivot))
+            return replace(v, frame=Frame(center, (about_x, about_y, about_z + angle_rad)))
+
+        return replace(self, vertebrae=tuple(turned(v) for v in self.vertebrae))

@@ -4,6 +4,7 @@ Only the box around L1-L4 is rendered, on the very voxels that a CT of the patie
 same crop and the same attenuation as on a real CT make the slabs. The truth is the projection of the same mineral.
 
     cohort.csv          a row per vertebra: who, level, truth, HU, and where its slabs lie
+    parameters.csv      a row per vertebra: what the phantom was built from, as far as the slab shows it (for an oracle)
     cohort.json         seed, settings, provenance "digital"
     slabs/OSG-*.npz     `hu` int16 [4 levels, mask variants, 3 slabs, 128, 128]: the middle 150 mm of each slab
 
@@ -17,12 +18,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import threadpoolctl
 from rich.console import Console
 from rich.progress import track
 from scipy import ndimage
@@ -46,10 +51,16 @@ ENRICHED_BMD = (0.55, 1.45)  # g/cm2
 SEED_STEP = 10_000  # patient seeds of cohort s: s * 10,000 onwards, so that cohorts share no patient
 COLUMNS = (
     "patient_id", "seed", "fold", "enriched", "level", "sex", "age", "bmi", "vendor", "kernel", "slice_mm",
-    "bmd_g_cm2", "tbs", "hu", "slabs", "index",
+    "interval_days", "bmd_g_cm2", "tbs", "hu", "slabs", "index",
+)  # fmt: skip
+SHAPE = (
+    "trabecular_mg_cm3", "cortex", "endplate", "posterior_cortex", "depth", "height_anterior", "height_posterior",
+    "waist", "posterior_hollow", "endplate_hollow", "lipping", "canal_depth", "spinous_length", "spinous_height",
+    "spinous_drop", "facet_size",
 )  # fmt: skip
 
 Labels = npt.NDArray[np.uint8]
+Row = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,18 @@ class PatientSlabs:
     truth: dxa.Dxa
 
 
+@dataclass(frozen=True)
+class Member:
+    """Who is to be made, and where it goes."""
+
+    seed: int
+    fold: int
+    enriched: bool
+    variants: int
+    settings: tuple[tuple[str, Setting], ...]
+    out: Path
+
+
 def make_cohort(
     seed: int,
     patients: int,
@@ -69,27 +92,32 @@ def make_cohort(
     *,
     variants: int = 2,
     enriched_share: float = 0.0,
+    processes: int | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Write a cohort into `out`; every patient is a function of `seed`, its number and the settings."""
+    """Write a cohort into `out`; every patient is a function of `seed`, its number and the settings.
+
+    Patients are rendered side by side in `processes` processes (by default one for each core).
+    """
     if patients < 1 or patients > SEED_STEP:
         raise ValueError(f"a cohort has 1 to {SEED_STEP} patients, not {patients}")
     given = dict(settings or {})
     (out / "slabs").mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
-    numbers = track(range(patients), "rendering", console=console or Console(stderr=True))
-    for number in numbers:
-        fold = number % FOLDS
-        enriched = fold < round(FOLDS * enriched_share) and "bmd_g_cm2" not in given
-        patient = draw_member(seed * SEED_STEP + number, given, enriched=enriched)
-        made = patient_slabs(patient, variants)
-        name = f"slabs/{patient.patient_id}.npz"
-        np.savez_compressed(out / name, hu=made.slabs)
-        rows += [_row(patient, made, level, fold, enriched, name) for level in range(len(LEVELS))]
-    with (out / "cohort.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    members = [
+        Member(
+            seed=seed * SEED_STEP + number,
+            fold=number % FOLDS,
+            enriched=number % FOLDS < round(FOLDS * enriched_share) and "bmd_g_cm2" not in given,
+            variants=variants,
+            settings=tuple(given.items()),
+            out=out,
+        )
+        for number in range(patients)
+    ]
+    made = list(track(_made(members, processes), "rendering", len(members), console=console or Console(stderr=True)))
+    _write_rows(out / "cohort.csv", COLUMNS, [row for rows, _ in made for row in rows])
+    parameters = [row for _, rows in made for row in rows]
+    _write_rows(out / "parameters.csv", tuple(parameters[0]), parameters)
     facts = {
         "provenance": "digital",
         "seed": seed,
@@ -101,6 +129,39 @@ def make_cohort(
     }
     (out / "cohort.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return out
+
+
+def _made(members: Sequence[Member], processes: int | None) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Each member's rows of cohort.csv and parameters.csv, in the members' order."""
+    workers = min(processes or os.cpu_count() or 1, len(members))
+    if workers == 1:
+        yield from map(make_member, members)
+        return
+    # spawned, not forked: the caller may hold threads (a progress bar, torch)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        yield from pool.map(make_member, members, chunksize=2)
+
+
+def _one_thread() -> None:
+    """Each process has a core to itself; a numerical library's own threads would only get in the way."""
+    threadpoolctl.threadpool_limits(1)
+
+
+def make_member(member: Member) -> tuple[list[Row], list[Row]]:
+    """Draw, render and store one patient; its rows of cohort.csv and of parameters.csv."""
+    patient = draw_member(member.seed, dict(member.settings), enriched=member.enriched)
+    made = patient_slabs(patient, member.variants)
+    name = f"slabs/{patient.patient_id}.npz"
+    np.savez_compressed(member.out / name, hu=made.slabs)
+    rows = [_row(patient, made, level, member, name) for level in range(len(LEVELS))]
+    return rows, [_parameters(patient, level) for level in LEVELS]
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def draw_member(seed: int, settings: Mapping[str, Setting], *, enriched: bool) -> Patient:
@@ -164,13 +225,13 @@ def _field(hu: Floats, affine: Vector, labels: Labels, label_id: int) -> npt.NDA
     return np.rint(field).astype(np.int16)
 
 
-def _row(patient: Patient, made: PatientSlabs, level: int, fold: int, enriched: bool, name: str) -> dict[str, object]:
+def _row(patient: Patient, made: PatientSlabs, level: int, member: Member, name: str) -> Row:
     truth = made.truth.levels[LEVELS[level]]
     return {
         "patient_id": patient.patient_id,
         "seed": patient.seed,
-        "fold": fold,
-        "enriched": int(enriched),
+        "fold": member.fold,
+        "enriched": int(member.enriched),
         "level": LEVELS[level],
         "sex": patient.sex,
         "age": patient.age,
@@ -178,9 +239,27 @@ def _row(patient: Patient, made: PatientSlabs, level: int, fold: int, enriched: 
         "vendor": patient.acquisition.vendor,
         "kernel": patient.acquisition.kernel,
         "slice_mm": patient.acquisition.slice_mm,
+        "interval_days": patient.interval.days,
         "bmd_g_cm2": round(truth.bmd_g_cm2, 5),
         "tbs": round(truth.tbs, 5),
         "hu": round(made.hu[level], 2),
         "slabs": name,
         "index": level,
+    }
+
+
+def _parameters(patient: Patient, level: str) -> Row:
+    """The vertebra's true parameters that leave a trace in its slab, in the phantom's own units."""
+    v, bone = patient.vertebra(level), patient.bone
+    texture = bone.texture
+    return {
+        "patient_id": patient.patient_id,
+        "level": level,
+        **{name: round(float(getattr(v, name)), 4) for name in SHAPE},
+        "mineral_scale": round(bone.scale, 4),
+        "cortical_mg_cm3": round(bone.cortical_mg_cm3, 2),
+        "marrow_fat": round(bone.marrow_fat, 4),
+        "grain_amplitude": round(texture.amplitude, 4),
+        "grain_scale_mm": round(texture.scale_mm, 4),
+        "coarse_amplitude": round(texture.coarse_amplitude, 4),
     }

@@ -7,9 +7,10 @@ Trabecular density by age is an approximation to published QCT curves: about 170
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import stats
 
 from models.phantom import dxa
 from models.phantom.anatomy import (
@@ -17,6 +18,7 @@ from models.phantom.anatomy import (
     SPINE,
     Acquisition,
     Bone,
+    Interval,
     Patient,
     Sacrum,
     Texture,
@@ -60,6 +62,20 @@ SIZES = {
 }
 
 
+# Yoshida 2023, table 1: median and quartiles as printed, the other quantiles ours
+SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+AGE_QUANTILES = (22, 33, 49, 63, 71, 82, 91)
+INTERVAL_QUANTILES_DAYS = (0, 1, 9, 49, 121, 270, 365)
+VENDOR_PATIENTS = {"canon": 173, "siemens": 136, "philips": 93}
+KERNELS_OF = {"canon": ("FC03", "FC18"), "philips": ("B", "C")}  # the others have one
+DRIFT_SD = 0.01  # of mineral contrast from day to day (approximation)
+
+# Degeneration; see _worn
+WEAR_SHAPE = 1.5
+WEAR_BY_LEVEL = {"L5": 1.2, "L4": 1.1, "L3": 0.9, "L2": 0.75, "L1": 0.6}
+WEAR_ENDPLATE, WEAR_POSTERIOR = 0.15, 0.10
+
+
 def draw(seed: int, **settings: Setting) -> Patient:
     """A digital patient; ValueError names a setting that is unknown or impossible."""
     if seed < 0:
@@ -69,9 +85,10 @@ def draw(seed: int, **settings: Setting) -> Patient:
     sex, age, bmi, height_m = _person(rng, given)
     build = (1.045 if sex == "M" else 0.96) * (height_m / (1.72 if sex == "M" else 1.58)) ** 0.8
     bone_density = _trabecular(rng, sex, age)
-    cortex = np.exp(rng.normal(0.09, 0.21)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
+    cortex = np.exp(rng.normal(0.0, 0.21)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
     cortex = float(np.clip(cortex, 0.65, 1.8))
     spine, discs, sacrum = _spine(rng, given, build, age, bone_density, cortex)
+    spine = _worn(np.random.default_rng([seed, 6]), spine, age)
     torso = _torso(rng, sex, bmi, build, spine, sacrum)
     patient = Patient(
         seed,
@@ -85,7 +102,8 @@ def draw(seed: int, **settings: Setting) -> Patient:
         _bone(rng, age, sex, bone_density, cortex),
         _vessels(rng, sex, age),
         torso,
-        _acquisition(rng, given, bmi, torso),
+        _acquisition(rng, np.random.default_rng([seed, 8]), given, bmi, torso),
+        _interval(np.random.default_rng([seed, 9]), sex, age),
     )
     target = given.get("bmd_g_cm2")
     return patient if target is None else patient.scaled(_float(target) / dxa.measure(patient).bmd_g_cm2)
@@ -98,8 +116,8 @@ def _float(value: Value) -> float:
 
 def _person(rng: Rng, given: dict[str, Value]) -> tuple[str, int, float, float]:
     sex = "M" if rng.random() < 0.23 else "F"
-    age = int(np.clip(rng.normal(60, 15.5), 21, 90))
-    bmi = float(np.clip(22 + rng.gamma(6.0, 1.45) - 8.7, 15.5, 38))
+    age = int(np.interp(stats.norm.cdf(rng.normal()), SHARES, AGE_QUANTILES))
+    bmi = float(np.clip(23.0 + rng.gamma(6.0, 1.45) - 8.7, 15.5, 38))
     sex = str(given.get("sex", sex))
     age = int(_float(given.get("age", age)))
     bmi = _float(given.get("bmi", bmi))
@@ -109,16 +127,44 @@ def _person(rng: Rng, given: dict[str, Value]) -> tuple[str, int, float, float]:
 
 
 def _trabecular(rng: Rng, sex: str, age: int) -> float:
-    slope, at_30 = (1.35, 160.0) if sex == "M" else (1.95, 168.0)
-    return float(np.clip(rng.normal(at_30 - slope * max(0, age - 30), 28), 42, 260))
+    slope, at_30 = (1.30, 160.0) if sex == "M" else (1.80, 166.0)
+    return float(np.clip(rng.normal(at_30 - slope * max(0, age - 30), 31), 42, 260))
+
+
+def _worn(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, ...]:
+    """Degeneration: sclerotic endplates and facets, and rims that grow, more from level to level downwards.
+
+    It is what a densitometer reads as bone and an attenuation disc in the body's middle does not see. Prevalence and
+    strength are ours.
+    """
+    severity = max(0.0, (age - 40) / 40) * rng.gamma(WEAR_SHAPE, 1 / WEAR_SHAPE)
+
+    def worn(v: Vertebra) -> Vertebra:
+        here = severity * WEAR_BY_LEVEL.get(v.name, 0.5) * rng.gamma(4.0, 0.25)
+        return replace(
+            v,
+            endplate=v.endplate * (1 + WEAR_ENDPLATE * here),
+            posterior_cortex=v.posterior_cortex * (1 + WEAR_POSTERIOR * here),
+            lipping=v.lipping + 0.8 * here,
+            facet_size=v.facet_size + 0.06 * min(here, 2.5),
+        )
+
+    return tuple(worn(v) for v in spine)
+
+
+def _interval(rng: Rng, sex: str, age: int) -> Interval:
+    """Days between CT and DXA, and the patient's own rate of loss: faster about the menopause (approximation)."""
+    days = int(np.interp(stats.norm.cdf(rng.normal()), SHARES, INTERVAL_QUANTILES_DAYS))
+    usual = -0.003 if age < 48 else -0.018 if sex == "F" and age < 60 else -0.008
+    return Interval(days, float(rng.normal(usual, 0.012)))
 
 
 def _bone(rng: Rng, age: int, sex: str, density: float, cortex: float) -> Bone:
     # microarchitecture: coarser, grainier trabeculae with age and low density, and much that neither explains
-    coarse = float(np.exp(rng.normal(0, 0.45) + 0.005 * (age - 60) - 0.0008 * (density - 115)))
+    coarse = float(np.exp(rng.normal(0, 0.65) + 0.006 * (age - 60) - 0.0060 * (density - 115)))
     texture = Texture(
         int(rng.integers(2**31)),
-        float(np.clip(0.30 * coarse, 0.09, 0.85)),
+        float(np.clip(0.60 * coarse, 0.10, 1.40)),
         float(rng.uniform(0.9, 1.6)),
         float(rng.uniform(0.06, 0.16)),
     )
@@ -315,9 +361,11 @@ def _torso(rng: Rng, sex: str, bmi: float, build: float, spine: tuple[Vertebra, 
     )
 
 
-def _acquisition(rng: Rng, given: dict[str, Value], bmi: float, torso: Torso) -> Acquisition:
-    vendor = str(rng.choice(["canon", "siemens", "philips"], p=[0.43, 0.34, 0.23]))
+def _acquisition(rng: Rng, day: Rng, given: dict[str, Value], bmi: float, torso: Torso) -> Acquisition:
+    shares = np.array(list(VENDOR_PATIENTS.values())) / sum(VENDOR_PATIENTS.values())
+    vendor = str(rng.choice(list(VENDOR_PATIENTS), p=shares))
     vendor = str(given.get("vendor", vendor))
+    kernel = str(day.choice(KERNELS_OF.get(vendor, (VENDORS[vendor],))))
     noise = float(np.clip(rng.normal(12 + 0.35 * (bmi - 22), 2.5), 7, 22))
     fov = float(
         np.clip(
@@ -331,7 +379,7 @@ def _acquisition(rng: Rng, given: dict[str, Value], bmi: float, torso: Torso) ->
     drop = given.get("drop_slice")
     return Acquisition(
         vendor,
-        str(given.get("kernel", VENDORS[vendor])),
+        str(given.get("kernel", kernel)),
         int(_float(given.get("kvp", 120))),
         _float(given.get("slice_mm", 3.0)),
         _float(given.get("fov_mm", fov)),
@@ -339,4 +387,5 @@ def _acquisition(rng: Rng, given: dict[str, Value], bmi: float, torso: Torso) ->
         str(given.get("contrast_phase", "native")),
         coverage,
         None if drop is None else int(_float(drop)),
+        float(day.normal(0, DRIFT_SD)),
     )
