@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from models.phantom.settings import KEYS
 from service.cli import make_parser
 from service.domain.reasons import Code
 from service.settings import Settings
@@ -37,3 +38,9 @@ def test_every_setting_is_documented(name: str) -> None:
 @pytest.mark.parametrize("code", list(Code))
 def test_every_reason_code_is_documented(code: Code) -> None:
     assert f"`{code.value}`" in README
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_a_digital_patient_is_documented(key: str) -> None:
+    section = README.partition("`--set` keys of a phantom")[2].partition("\n## ")[0]
+    assert f"`{key}`" in section

@@ -21,9 +21,18 @@ LABELS = {
     "T12": 32,
     "T11": 33,
     "T10": 34,
+    "L6": 126,  # ours: TotalSegmentator has no sixth lumbar body
 }
-SPINE = ("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10")  # caudal to cranial
-LEVELS = ("L1", "L2", "L3", "L4")
+LUMBAR_COUNTS = (4, 5, 6)
+LEVELS = ("L1", "L2", "L3", "L4")  # counted from the last rib down, whatever lies below them
+
+
+def spine_names(lumbar_count: int) -> tuple[str, ...]:
+    """The free vertebrae of a spine with so many lumbar bodies, caudal to cranial."""
+    return (*(f"L{n}" for n in range(lumbar_count, 0, -1)), "T12", "T11", "T10")
+
+
+SPINE = spine_names(5)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Vertebra:
     spinous_height: float
     facet_size: float
     texture_shift: Vec3
+    height_intact: float | None = None  # mean height before it broke; None where it did not
 
     @property
     def label(self) -> int:
@@ -64,8 +74,103 @@ class Vertebra:
 
     @property
     def height(self) -> float:
-        """Mean height of the body."""
+        """Mean height of the body's rim."""
         return 0.5 * (self.height_anterior + self.height_posterior)
+
+    @property
+    def height_middle(self) -> float:
+        """Height between the deepest points of both endplates."""
+        return self.height - 2 * self.endplate_hollow
+
+    @property
+    def arch_height(self) -> float:
+        """The height that the posterior elements were built for: a broken body leaves them as they were."""
+        return self.height if self.height_intact is None else self.height_intact
+
+    @property
+    def pedicle_x(self) -> float:
+        """Local x of the left pedicle's axis; the right one mirrors it."""
+        return self.canal_width / 2 + self.pedicle_width / 2 - 1.0
+
+    @property
+    def back_wall_y(self) -> float:
+        """Local y of the middle of the posterior wall."""
+        return 0.5 * self.depth / (1 + self.posterior_hollow)
+
+
+KINDS = ("wedge", "biconcave", "crush")  # Genant 1993 (J Bone Miner Res 8:1137)
+
+
+@dataclass(frozen=True)
+class Fracture:
+    """A compression fracture: what the affected height lost, against the same vertebra intact."""
+
+    level: str
+    percent: float
+    kind: str  # wedge: in front; biconcave: in the middle; crush: everywhere
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A pair of pedicle screws; rods join those of neighbouring levels. Local millimetres of the vertebra."""
+
+    level: str
+    radius: float
+    reach: float  # how far into the body, fraction of its depth
+    convergence: float  # how far the tips come together, fraction of the pedicles' distance
+    seed: int  # grain of the streaks
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An ellipsoid of cement in local millimetres."""
+
+    center: Vec3
+    radii: Vec3
+
+
+@dataclass(frozen=True)
+class Cement:
+    """A vertebroplasty: lumps that run into one another and seep between the trabeculae."""
+
+    level: str
+    hu: float
+    blobs: tuple[Blob, ...]
+
+
+@dataclass(frozen=True)
+class Sclerosis:
+    """Dense bone under both endplates of a level."""
+
+    level: str
+    mg_cm3: float  # at the endplate, over the bone's own
+    depth_mm: float  # where it has fallen to 1/e
+    forward: float  # how much stronger in front than in the middle, fraction
+    patches_mm: Vec3  # phase of its unevenness
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """What ails a spine beyond age and density; empty unless a setting asks for it."""
+
+    fractures: tuple[Fracture, ...] = ()
+    hardware: tuple[Hardware, ...] = ()
+    cement: tuple[Cement, ...] = ()
+    sclerosis: tuple[Sclerosis, ...] = ()
+
+    def fracture(self, level: str) -> Fracture | None:
+        """The fracture of that level."""
+        return next((f for f in self.fractures if f.level == level), None)
+
+    def at(self, level: str) -> list[str]:
+        """The names of the settings that touch a level."""
+        named: dict[str, tuple[Fracture | Hardware | Cement | Sclerosis, ...]] = {
+            "fracture": self.fractures,
+            "metal": self.hardware,
+            "cement": self.cement,
+            "sclerosis": self.sclerosis,
+        }
+        return [name for name, found in named.items() if any(lesion.level == level for lesion in found)]
 
 
 @dataclass(frozen=True)
@@ -145,6 +250,7 @@ class Torso:
     muscle_hu: float
     ribs: bool
     table_gap: float
+    lumbar_ribs: bool = False  # a thirteenth pair, short, on L1
 
 
 @dataclass(frozen=True)
@@ -174,6 +280,7 @@ class Acquisition:
     coverage: tuple[str, str]  # cranial, caudal
     drop_slice: int | None  # -1: the middle one
     drift: float = 0.0  # of this day's mineral contrast, fraction, beside the vendor's own
+    tilt_deg: float = 0.0  # of the gantry
 
 
 @dataclass(frozen=True)
@@ -193,6 +300,12 @@ class Patient:
     torso: Torso
     acquisition: Acquisition
     interval: Interval = Interval(0, 0.0)
+    lesions: Lesions = Lesions()
+
+    @property
+    def lumbar_count(self) -> int:
+        """How many free lumbar vertebrae lie between the last rib and the sacrum."""
+        return sum(v.name.startswith("L") for v in self.vertebrae)
 
     @property
     def patient_id(self) -> str:

@@ -187,9 +187,12 @@ def _clip(share: Array, w: Window, outline: Outline, width: float) -> None:
 
 def _discs_into(hu: Array, patient: Patient, grid: Grid) -> None:
     """Intervertebral discs, a little smaller than the bodies; bone is laid over them later."""
+    below = 0.0
     for v, gap in zip(patient.vertebrae, patient.disc_mm, strict=True):
         frame = Frame(v.frame.to_lps((0.0, 0.0, -(v.height + gap) / 2)), v.frame.angles_rad)
-        thick = gap + 7
+        # discs bulge into endplates that gave way; nobody is drawn with any hollower than 4.5 mm
+        thick = gap + 7 + 2 * max(0.0, v.endplate_hollow - 4.5, below - 4.5)
+        below = v.endplate_hollow
         disc = Body(
             v.width * 0.98,
             v.depth * 0.98,
@@ -299,7 +302,8 @@ def _chain(points: list[Vec3], radii: list[Vec3], hu: float, angles: Vec3) -> li
 def _muscles(patient: Patient) -> list[Organ]:
     """Psoas from L1 to the pelvis; fat planes between the muscles of the back."""
     t, out = patient.torso, []
-    sizes = {"T12": 0.42, "L1": 0.6, "L2": 0.8, "L3": 1.0, "L4": 1.15, "L5": 1.2}
+    sizes = {"T12": 0.42, "L1": 0.6, "L2": 0.8, "L3": 1.0, "L4": 1.15, "L5": 1.2, "L6": 1.2}
+    sizes = {v.name: sizes[v.name] for v in patient.vertebrae[::-1] if v.name in sizes}
     angles = (0.0, 0.0, t.roll_rad)
     for q in (-1.0, 1.0):
         points, radii = [], []
@@ -312,11 +316,11 @@ def _muscles(patient: Patient) -> list[Organ]:
         points.append(s1.to_lps((q * (46.0 + 0.5 * t.psoas), -34.0, -30.0)))
         radii.append((1.15 * t.psoas, 1.3 * t.psoas, t.psoas))
         out += _chain(points, radii, t.muscle_hu + 4, angles)
-        sides = [patient.vertebra(n) for n in ("T12", "L1", "L2", "L3", "L4", "L5")]
+        sides = [patient.vertebra(n) for n in sizes]
         quadratus = [
             v.frame.to_lps((q * (v.width / 2 + 12 + 5 * n), back_wall(v) + 5, 0.0)) for n, v in enumerate(sides)
         ]
-        out += _chain(quadratus, [(0.9 * t.psoas, 0.55 * t.psoas, 6.0)] * 6, t.muscle_hu, angles)
+        out += _chain(quadratus, [(0.9 * t.psoas, 0.55 * t.psoas, 6.0)] * len(sides), t.muscle_hu, angles)
         out += _back_planes(patient, q)
     return out
 

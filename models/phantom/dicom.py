@@ -144,13 +144,14 @@ def _image(ds: Dataset, patient: Patient, who: Identity, hu: NDArray[np.int16], 
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     ds.InstanceNumber, ds.AcquisitionNumber = k + 1, 1
     ds.ImagePositionPatient = [f"{x:.4f}", f"{y:.4f}", f"{z + k * sk:.4f}"]
-    ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    # a tilted gantry: the planes lean, the table (and with it ImagePositionPatient) still moves along z
+    ds.ImageOrientationPatient = [1, 0, 0, *(f"{c:.8f}" if c % 1 else int(c) for c in grid.row_direction)]
     ds.SliceLocation = f"{z + k * sk:.4f}"
     ds.SliceThickness, ds.PixelSpacing = f"{a.slice_mm:g}", [f"{sj:.6f}", f"{si:.6f}"]
     if a.vendor != "canon":
         ds.SpacingBetweenSlices = f"{sk:g}"
     ds.KVP, ds.ConvolutionKernel = str(a.kvp), a.kernel
-    ds.GantryDetectorTilt, ds.TableHeight = "0", "150"
+    ds.GantryDetectorTilt, ds.TableHeight = f"{grid.tilt_deg:g}", "150"
     ds.ReconstructionDiameter = ds.DataCollectionDiameter = f"{a.fov_mm:g}"
     ds.ScanOptions, ds.RotationDirection = "HELICAL", "CW"
     ds.ExposureTime, ds.XRayTubeCurrent, ds.Exposure = 500, 240, 120

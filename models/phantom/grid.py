@@ -19,16 +19,28 @@ class Grid:
     shape_kji: tuple[int, int, int]
     spacing_kji_mm: Vec3
     origin_lps: Vec3  # centre of voxel (0, 0, 0): x, y, z
+    tilt_deg: float = 0.0  # rows go down towards the back by it, while slices still follow z: a tilted gantry
 
     @property
     def affine(self) -> NDArray[np.float64]:
         """4x4, maps (k, j, i, 1) to (x, y, z, 1) in LPS mm."""
         sk, sj, si = self.spacing_kji_mm
         x, y, z = self.origin_lps
-        return np.array([[0, 0, si, x], [0, sj, 0, y], [sk, 0, 0, z], [0, 0, 0, 1]], dtype=np.float64)
+        back, down = self.row_direction[1:]
+        return np.array([[0, 0, si, x], [0, sj * back, 0, y], [sk, sj * down, 0, z], [0, 0, 0, 1]], dtype=np.float64)
+
+    @property
+    def row_direction(self) -> Vec3:
+        """The unit vector, LPS, from a row to the next."""
+        if not self.tilt_deg:
+            return 0.0, 1.0, 0.0
+        lean = np.radians(self.tilt_deg)
+        return 0.0, float(np.cos(lean)), -float(np.sin(lean))
 
     def axes(self) -> tuple[Array, Array, Array]:
-        """Voxel centres along z, y and x, in mm."""
+        """Voxel centres along z, y and x, in mm; only an upright grid has them."""
+        if self.tilt_deg:
+            raise ValueError("the slices of a tilted gantry do not lie along z and y")
         x, y, z = self.origin_lps
         starts = (z, y, x)
         return (

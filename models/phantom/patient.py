@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from models.phantom import dxa
+from models.phantom import lesions as pathology
+from models.phantom import solve
 from models.phantom.anatomy import (
     LEVELS,
     SPINE,
@@ -25,6 +26,7 @@ from models.phantom.anatomy import (
     Torso,
     Vertebra,
     Vessels,
+    spine_names,
 )
 from models.phantom.geometry import Frame
 from models.phantom.grid import Vec3
@@ -51,6 +53,7 @@ class _Size:
 
 
 SIZES = {
+    "L6": _Size(50.0, 34.5, 25.5, 10.0, 16.0, 15.5, 90.0, 19.0, 0.34),  # after L5: an approximation
     "L5": _Size(49.5, 34.5, 26.0, 10.5, 15.5, 16.0, 88.0, 21.0, 0.40),
     "L4": _Size(47.5, 34.5, 27.0, 11.5, 12.0, 14.5, 82.0, 27.0, 0.25),
     "L3": _Size(45.5, 34.0, 27.2, 11.0, 9.6, 14.5, 88.0, 31.0, 0.16),
@@ -60,6 +63,8 @@ SIZES = {
     "T11": _Size(36.5, 30.2, 23.4, 6.2, 8.2, 15.6, 50.0, 27.0, -0.04),
     "T10": _Size(34.0, 29.0, 22.4, 5.4, 7.2, 14.2, 56.0, 29.0, -0.06),
 }
+# shares of the lordosis, caudal to cranial, where there are not five lumbar vertebrae; an approximation
+LORDOSIS = {4: (0.46, 0.30, 0.16, 0.08), 6: (0.34, 0.24, 0.17, 0.12, 0.08, 0.05)}
 
 
 # Yoshida 2023, table 1: median and quartiles as printed, the other quantiles ours
@@ -77,7 +82,11 @@ WEAR_ENDPLATE, WEAR_POSTERIOR = 0.15, 0.10
 
 
 def draw(seed: int, **settings: Setting) -> Patient:
-    """A digital patient; ValueError names a setting that is unknown or impossible."""
+    """A digital patient; ValueError names a setting that is unknown or impossible, or a BMD or TBS out of reach.
+
+    What only some settings ask for (another number of lumbar vertebrae, lesions) is drawn by generators of its own,
+    so that everybody else stays exactly as he is.
+    """
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed}")
     given = check(settings)
@@ -88,8 +97,17 @@ def draw(seed: int, **settings: Setting) -> Patient:
     cortex = np.exp(rng.normal(0.0, 0.21)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
     cortex = float(np.clip(cortex, 0.65, 1.8))
     spine, discs, sacrum = _spine(rng, given, build, age, bone_density, cortex)
+    names = spine_names(int(_float(given.get("lumbar_count", 5))))
+    if names != SPINE:
+        own = np.random.default_rng([seed, 7, len(names)])
+        spine, discs, sacrum = _spine(own, given, build, age, bone_density, cortex, names)
+    if given.get("t13_ribs"):
+        spine = tuple(replace(v, transverse_span=0.68 * v.transverse_span) if v.name == "L1" else v for v in spine)
     spine = _worn(np.random.default_rng([seed, 6]), spine, age)
+    found = pathology.drawn(seed, given, spine)
+    spine = pathology.broken(spine, discs, sacrum, found.fractures)
     torso = _torso(rng, sex, bmi, build, spine, sacrum)
+    torso = replace(torso, ribs=given.get("ribs") is not False, lumbar_ribs=bool(given.get("t13_ribs")))
     patient = Patient(
         seed,
         sex,
@@ -104,9 +122,10 @@ def draw(seed: int, **settings: Setting) -> Patient:
         torso,
         _acquisition(rng, np.random.default_rng([seed, 8]), given, bmi, torso),
         _interval(np.random.default_rng([seed, 9]), sex, age),
+        found,
     )
-    target = given.get("bmd_g_cm2")
-    return patient if target is None else patient.scaled(_float(target) / dxa.measure(patient).bmd_g_cm2)
+    bmd, tbs = given.get("bmd_g_cm2"), given.get("tbs")
+    return solve.met(patient, None if bmd is None else _float(bmd), None if tbs is None else _float(tbs))
 
 
 def _float(value: Value) -> float:
@@ -172,30 +191,40 @@ def _bone(rng: Rng, age: int, sex: str, density: float, cortex: float) -> Bone:
     return Bone(1.0, float(rng.normal(960, 50)), float(np.clip(rng.normal(1.55, 0.22), 1.0, 2.3)), fat, texture)
 
 
-def _tilts(rng: Rng, cobb_deg: float | None) -> tuple[float, list[float], list[float], list[float]]:
+def _tilts(
+    rng: Rng, cobb_deg: float | None, names: tuple[str, ...]
+) -> tuple[float, list[float], list[float], list[float]]:
     """Sacral slope, then tilt, bend and rotation of every vertebra, radians, caudal to cranial."""
     slope = np.radians(np.clip(rng.normal(35, 7), 17, 56))
     lordosis = np.clip(slope + np.radians(rng.normal(22, 6)), np.radians(28), np.radians(80))
     tilt, tilts = float(slope), []
-    for name in SPINE:
-        step = SIZES[name].lordosis * lordosis * rng.normal(1, 0.10)
+    lumbar = sum(name.startswith("L") for name in names)
+    own = [SIZES[name].lordosis for name in names]
+    shares = [*LORDOSIS.get(lumbar, own[:lumbar]), *own[lumbar:]]
+    for share in shares:
+        step = share * lordosis * rng.normal(1, 0.10)
         tilts.append(tilt - 0.62 * step)  # body's middle: after its disc and half of its own wedge
         tilt -= step
     cobb = rng.normal(0, 3.0) if cobb_deg is None else cobb_deg
     phase = rng.uniform(-0.5, 0.5)
-    wave = np.sin(np.linspace(-1.25, 1.9, len(SPINE)) + phase)
-    lumbar = wave[:5]
+    wave = np.sin(np.linspace(-1.25, 1.9, len(names)) + phase)
     lean = rng.normal(0, 1.6)
-    bend = np.radians(cobb * wave / (lumbar.max() - lumbar.min()) + lean + rng.normal(0, 0.7, len(SPINE)))
-    spin = np.radians(0.5 * cobb * np.gradient(wave) + rng.normal(0, 2.0) + rng.normal(0, 0.8, len(SPINE)))
+    bend = np.radians(cobb * wave / np.ptp(wave[:lumbar]) + lean + rng.normal(0, 0.7, len(names)))
+    spin = np.radians(0.5 * cobb * np.gradient(wave) + rng.normal(0, 2.0) + rng.normal(0, 0.8, len(names)))
     return float(slope), tilts, [float(b) for b in bend], [float(s) for s in spin]
 
 
 def _spine(
-    rng: Rng, given: dict[str, Value], build: float, age: int, density: float, cortex: float
+    rng: Rng,
+    given: dict[str, Value],
+    build: float,
+    age: int,
+    density: float,
+    cortex: float,
+    names: tuple[str, ...] = SPINE,
 ) -> tuple[tuple[Vertebra, ...], tuple[float, ...], Sacrum]:
     cobb = given.get("cobb_deg")
-    slope, tilts, bends, spins = _tilts(rng, None if cobb is None else _float(cobb))
+    slope, tilts, bends, spins = _tilts(rng, None if cobb is None else _float(cobb), names)
     roll = float(np.radians(rng.normal(0, 3)))
     build *= float(rng.normal(1, 0.035))
     width_habit, depth_habit, height_habit = rng.normal(1, 0.04, 3)
@@ -215,7 +244,7 @@ def _spine(
         float(np.exp(rng.normal(0, 0.12))),
     )
     vertebrae, discs = [], []
-    for name, tilt, bend, spin in zip(SPINE, tilts, bends, spins, strict=True):
+    for name, tilt, bend, spin in zip(names, tilts, bends, spins, strict=True):
         size = SIZES[name]
         disc = float(np.clip(size.disc_below * build * disc_habit * rng.normal(1, 0.10), 3.0, 17.0))
         angles = (tilt, bend, spin + roll)
@@ -247,7 +276,9 @@ class _Habit:
 
 def _vertebra(rng: Rng, name: str, frame: Frame, height: float, habit: _Habit) -> Vertebra:
     size, b = SIZES[name], habit.build
-    wedge = {"L5": 2.6, "L4": 1.0, "L3": 0.2, "L2": -0.5, "L1": -1.2, "T12": -1.2}.get(name, -0.9) + rng.normal(0, 0.7)
+    wedge = {"L6": 2.6, "L5": 2.6, "L4": 1.0, "L3": 0.2, "L2": -0.5, "L1": -1.2, "T12": -1.2}.get(
+        name, -0.9
+    ) + rng.normal(0, 0.7)
     wear = max(0.0, (habit.age - 45) / 40)
     # density differs a little from level to level, lowest about L3 (published QCT; approximation)
     level = {"L4": 1.0, "L3": 0.97, "L2": 0.99, "L1": 1.03}.get(name, 1.08)
@@ -260,7 +291,7 @@ def _vertebra(rng: Rng, name: str, frame: Frame, height: float, habit: _Habit) -
         height_posterior=height - wedge / 2,
         waist=float(np.clip(rng.normal(0.10, 0.025), 0.03, 0.18)),
         squareness=float(np.clip(rng.normal(0.22, 0.08), 0.0, 0.45)),
-        posterior_hollow=float(np.clip(rng.normal(0.24 if name != "L5" else 0.10, 0.05), 0.0, 0.4)),
+        posterior_hollow=float(np.clip(rng.normal(0.24 if name not in ("L5", "L6") else 0.10, 0.05), 0.0, 0.4)),
         endplate_hollow=float(np.clip(rng.normal(2.2, 0.6) + 0.6 * wear, 0.6, 4.5)),
         lipping=float(max(0.0, rng.gamma(1.2, 1.1) * wear)),
         cortex=0.78 * habit.cortex * float(rng.normal(1, 0.05)),
@@ -388,4 +419,5 @@ def _acquisition(rng: Rng, day: Rng, given: dict[str, Value], bmi: float, torso:
         coverage,
         None if drop is None else int(_float(drop)),
         float(day.normal(0, DRIFT_SD)),
+        _float(given.get("tilt_deg", 0.0)),
     )

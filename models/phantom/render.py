@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from models.phantom.anatomy import Patient
 from models.phantom.body import MARROW_GAIN, tissue
 from models.phantom.grid import Array, Grid
+from models.phantom.implants import implants_into
 from models.phantom.spine import skeleton_of, spine_bounds
 
 # HU per mg/cm3 of hydroxyapatite. About 1.3-1.5 at 120 kVp in published calibrations; the ratios give the few
@@ -35,6 +36,8 @@ class Rendered:
 
 def render(patient: Patient, grid: Grid) -> Rendered:
     """Mineral, HU before any scanner, and labels."""
+    if grid.tilt_deg:
+        return _tilted(patient, grid)
     skeleton = skeleton_of(patient, grid)
     hu = tissue(patient, grid)
     gain = np.float32(HU_PER_MG_CM3[patient.acquisition.kvp])
@@ -44,7 +47,39 @@ def render(patient: Patient, grid: Grid) -> Rendered:
     )
     for k in range(grid.shape_kji[0]):
         hu[k] += skeleton.bone[k] * (marrow - hu[k]) + gain * skeleton.mineral[k]
+    implants_into(hu, patient, grid)
     return Rendered(grid, skeleton.mineral, hu, skeleton.labels)
+
+
+def _tilted(patient: Patient, grid: Grid) -> Rendered:
+    """Slices that lean: an upright volume, twice as fine along z where slices are thick, sampled along them."""
+    place = _upright_row_z(grid)  # (nk, nj)
+    nk, nj, ni = grid.shape_kji
+    sk, sj, si = grid.spacing_kji_mm
+    x, y, _ = grid.origin_lps
+    low, step = float(place.min()), min(sk, max(1.0, sk / 2))
+    count = int(np.ceil((float(place.max()) - low) / step)) + 2
+    row = sj * float(np.cos(np.radians(grid.tilt_deg)))
+    upright = render(patient, Grid((count, nj, ni), (step, row, si), (x, y, low)))
+    at = (place - low) / step
+    first = np.floor(at).astype(int)
+    share = (at - first).astype(np.float32)[..., None]
+    rows = np.arange(nj)
+    mineral, hu = np.empty(grid.shape_kji, np.float32), np.empty(grid.shape_kji, np.float32)
+    labels = np.empty(grid.shape_kji, np.uint8)
+    for k in range(nk):
+        for source, target in ((upright.mineral_mg_cm3, mineral), (upright.hu_noise_free, hu)):
+            below = source[first[k], rows]
+            target[k] = below + share[k] * (source[first[k] + 1, rows] - below)
+        labels[k] = upright.labels[np.rint(at[k]).astype(int), rows]
+    return Rendered(grid, mineral, hu, labels)
+
+
+def _upright_row_z(grid: Grid) -> NDArray[np.float64]:
+    """z of every row of every slice, mm, (nk, nj)."""
+    nk, nj, _ = grid.shape_kji
+    affine = grid.affine
+    return np.asarray(affine[2, 3] + affine[2, 0] * np.arange(nk)[:, None] + affine[2, 1] * np.arange(nj))
 
 
 def lumbar_grid(
@@ -79,8 +114,12 @@ def native_grid(patient: Patient) -> Grid:
     count = max(2, int(np.ceil((top - bottom) / a.slice_mm)) + 1)
     pixel = a.fov_mm / 512
     x, y, _ = patient.torso.center
-    corner = (x - 255.5 * pixel, y + 12 - 255.5 * pixel, bottom)
-    return Grid((count, 512, 512), (a.slice_mm, pixel, pixel), corner)
+    lean = np.radians(a.tilt_deg)
+    front = y + 12 - 255.5 * pixel * float(np.cos(lean))
+    # tilted slices pass through the coverage where the spine is
+    lift = (patient.vertebra("L3").frame.center[1] - front) * float(np.tan(lean))
+    corner = (x - 255.5 * pixel, front, bottom + lift)
+    return Grid((count, 512, 512), (a.slice_mm, pixel, pixel), corner, a.tilt_deg)
 
 
 def coverage_z(patient: Patient) -> tuple[float, float]:

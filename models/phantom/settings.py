@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from models.phantom.anatomy import KINDS, LUMBAR_COUNTS, Fracture, spine_names
+
 Setting = str | int | float | bool
 Value = str | int | float | bool | tuple[str, str] | None
 
 VENDORS = {"canon": "FC18", "siemens": "Br40", "philips": "B", "ge": "STANDARD"}  # default kernel
 PHASES = ("native", "arterial", "portal")
 KVP = (80, 100, 120, 140)
-COVERAGE = ("T10", "T11", "T12", "L1", "L2", "L3", "L4", "L5", "S1")  # cranial to caudal
+COVERAGE = (*spine_names(max(LUMBAR_COUNTS))[::-1], "S1")  # cranial to caudal
+FRACTURE_PERCENT = (5.0, 70.0)
 
 # key: (lowest, highest)
 RANGES = {
@@ -20,15 +23,48 @@ RANGES = {
     "noise_hu": (0.0, 60.0),
     "bmd_g_cm2": (0.4, 1.8),
     "cobb_deg": (-60.0, 60.0),
+    "tbs": (0.5, 2.0),
+    "tilt_deg": (-30.0, 30.0),
 }
-WHOLE = {"age": (20, 100)}
+WHOLE = {"age": (20, 100), "lumbar_count": (min(LUMBAR_COUNTS), max(LUMBAR_COUNTS))}
+SWITCHES = ("ribs", "t13_ribs")
+LEVEL_LISTS = ("metal", "cement", "sclerosis")
 CHOICES: dict[str, tuple[str, ...]] = {"sex": ("F", "M"), "vendor": tuple(VENDORS), "contrast_phase": PHASES}
-KEYS = (*RANGES, *WHOLE, *CHOICES, "kvp", "kernel", "coverage", "drop_slice")
+KEYS = (*RANGES, *WHOLE, *CHOICES, *SWITCHES, *LEVEL_LISTS, "fracture", "kvp", "kernel", "coverage", "drop_slice")
 
 
 def check(settings: Mapping[str, Setting]) -> dict[str, Value]:
-    """Settings with their types; ValueError says which key and what it may be."""
-    return {key: _value(key, given) for key, given in settings.items()}
+    """Settings with their types (lists as text in one form); ValueError says which key and what it may be."""
+    checked = {key: _value(key, given) for key, given in settings.items()}
+    names = spine_names(int(str(checked.get("lumbar_count", 5))))
+    named = {key: levels(str(checked[key])) for key in LEVEL_LISTS if key in checked}
+    if "fracture" in checked:
+        named["fracture"] = tuple(f.level for f in fractures(str(checked["fracture"])))
+    coverage = checked.get("coverage")
+    if isinstance(coverage, tuple):
+        named["coverage"] = tuple(end for end in coverage if end != "S1")
+    for key, wanted in named.items():
+        for level in wanted:
+            if level not in names:
+                raise ValueError(f"{key} must name levels of this spine ({', '.join(names[::-1])}), not {level}")
+    if checked.get("ribs") is False and checked.get("t13_ribs"):
+        raise ValueError("t13_ribs must be no where ribs is no")
+    return checked
+
+
+def levels(text: str) -> tuple[str, ...]:
+    """The levels of a list such as `L2,L3`."""
+    return tuple(part.strip().upper() for part in text.split(",") if part.strip())
+
+
+def fractures(text: str) -> tuple[Fracture, ...]:
+    """The fractures of a list such as `L2:30,T12:45:crush`; a kind that isn't told is a wedge."""
+    out = []
+    for part in text.split(","):
+        words = [word.strip() for word in part.split(":")]
+        level, percent, kind = (*words, KINDS[0]) if len(words) == 2 else words
+        out.append(Fracture(level.upper(), float(percent.removesuffix("%")), kind.lower()))
+    return tuple(out)
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, str]:
@@ -54,6 +90,12 @@ def _value(key: str, given: Setting) -> Value:
         if kvp not in KVP:
             raise ValueError(f"kvp must be one of {', '.join(map(str, KVP))}, not {given!r}")
         return kvp
+    if key in SWITCHES:
+        return _switch(key, given)
+    if key in LEVEL_LISTS:
+        return _levels(key, str(given))
+    if key == "fracture":
+        return _fractures(str(given))
     if key == "kernel":
         return _kernel(str(given))
     if key == "coverage":
@@ -85,6 +127,35 @@ def _choice(key: str, given: str, allowed: tuple[str, ...]) -> str:
         if given.strip().lower() == choice.lower():
             return choice
     raise ValueError(f"{key} must be one of {', '.join(allowed)}, not {given!r}")
+
+
+def _switch(key: str, given: Setting) -> bool:
+    text = str(given).strip().lower()
+    if text not in ("yes", "no", "true", "false"):
+        raise ValueError(f"{key} must be yes or no, not {given!r}")
+    return text in ("yes", "true")
+
+
+def _levels(key: str, given: str) -> str:
+    named = levels(given)
+    known = COVERAGE[:-1]
+    if not named or len(set(named)) < len(named) or not set(named) <= set(known):
+        raise ValueError(f"{key} must be levels like L2,L3 (from {', '.join(known)}, each once), not {given!r}")
+    return ",".join(named)
+
+
+def _fractures(given: str) -> str:
+    low, high = FRACTURE_PERCENT
+    rule = f"LEVEL:PERCENT or LEVEL:PERCENT:KIND, {low:g} to {high:g} % of height lost, kind {' or '.join(KINDS)}"
+    refusal = ValueError(f"fracture must be {rule}, each level once, such as L2:30,T12:45:crush, not {given!r}")
+    try:
+        found = fractures(given)
+    except ValueError:
+        raise refusal from None
+    known = {f.level for f in found} <= set(COVERAGE[:-1]) and len({f.level for f in found}) == len(found)
+    if not known or not all(low <= f.percent <= high and f.kind in KINDS for f in found):
+        raise refusal
+    return ",".join(f"{f.level}:{f.percent:g}:{f.kind}" for f in found)
 
 
 def _kernel(given: str) -> str:

@@ -17,6 +17,7 @@ from scipy import ndimage
 from models.phantom.anatomy import LABELS, Patient, Texture, Vertebra
 from models.phantom.geometry import Frame, Rod, box_window, soft
 from models.phantom.grid import Array, Grid, Vec3, Window
+from models.phantom.lesions import condense
 
 LATTICE = 64  # mm and nodes: period of the trabecular texture
 
@@ -109,20 +110,21 @@ def body_of(v: Vertebra) -> Body:
 
 def back_wall(v: Vertebra) -> float:
     """Local y of the middle of the posterior wall."""
-    return 0.5 * v.depth / (1 + v.posterior_hollow)
+    return v.back_wall_y
 
 
 def posterior_elements(v: Vertebra) -> list[Rod]:
     """Pedicles, laminae, articular, transverse and spinous processes."""
-    y, depth, h = back_wall(v), v.canal_depth, v.height
+    y, depth, h = back_wall(v), v.canal_depth, v.arch_height
     lamina_y = y + depth + 3.0
-    px = v.canal_width / 2 + v.pedicle_width / 2 - 1.0
+    px = v.pedicle_x
     f = v.facet_size
     upper, lower = v.canal_width / 2 + 6.0, v.canal_width / 2 - 0.5
-    heavy = 1.5 if v.name == "L5" else 1.0
+    low = v.name in ("L5", "L6")
+    heavy = 1.5 if low else 1.0
     tip = (
         v.transverse_span / 2,
-        y + 0.35 * depth + (3.0 if v.name == "L5" else 7.0),
+        y + 0.35 * depth + (3.0 if low else 7.0),
         0.10 * h + v.transverse_rise,
     )
     rods = []
@@ -175,6 +177,7 @@ def vertebra_into(skeleton: Skeleton, v: Vertebra, patient: Patient, lattice: Ar
         where = b.relative_to(w)
         outer[where], inner[where] = body.occupancy(local, support)
         spongy[where] = inner[where] * _trabecular(v, local, inner[where], lattice)
+        condense(spongy[where], inner[where], v, local, patient.lesions)
     mean_support = float(np.mean(support))
     rod_density = np.float32(v.trabecular_mg_cm3 * bone.posterior_trabecular)
     for rod in rods:
@@ -290,7 +293,7 @@ def _lower_segments(patient: Patient) -> list[Solid]:
 
 def _first_segment(patient: Patient) -> list[Solid]:
     """Alae, arch, crest and articular processes of S1."""
-    s, low = patient.sacrum, patient.vertebra("L5")
+    s, low = patient.sacrum, patient.vertebrae[0]
     y, arch = s.depth / 2, s.depth / 2 + low.canal_depth + 1
     rods = [Rod((0.0, arch, -6.0), (0.0, arch + 8, -10.0), (2.8, 3.5, 8.0))]
     upper = low.canal_width / 2 + 7.5
@@ -354,6 +357,17 @@ def ribs_into(skeleton: Skeleton, patient: Patient) -> None:
         for side in (-1.0, 1.0):
             rods = _rib(patient, frame, v, lift, side, end, drop)
             group_into(skeleton, patient, [(frame, rod) for rod in rods], 90.0, 0.8, 0)
+    if t.lumbar_ribs:
+        for side in (-1.0, 1.0):
+            group_into(skeleton, patient, _lumbar_rib(patient.vertebra("L1"), side), 90.0, 0.8, 0)
+
+
+def _lumbar_rib(v: Vertebra, side: float) -> list[Solid]:
+    """A short rib, about 5 cm, that ends in the muscle; in the frame of its vertebra."""
+    head = (side * (v.width / 2 + 1.5), back_wall(v) - 3, 4.0)
+    neck = (head[0] + side * 20.0, head[1] + 11.0, 1.0)
+    tip = (neck[0] + side * 26.0, neck[1] + 6.0, -13.0)
+    return [(v.frame, Rod(head, neck, (3.4, 3.4, 4.6))), (v.frame, Rod(neck, tip, (3.4, 3.4, 4.6), 0.6))]
 
 
 def _rib(patient: Patient, frame: Frame, v: Vertebra, lift: float, side: float, end: float, drop: float) -> list[Rod]:
@@ -407,12 +421,12 @@ def _reach(patient: Patient, name: str) -> tuple[Frame, float, float, float, flo
         return s.frame, s.width / 2, -s.depth / 2, s.depth / 2 + 30, s.height / 2, s.height / 2
     v = patient.vertebra(name)
     behind = back_wall(v) + v.canal_depth + 8 + v.spinous_length
-    down = 0.3 * v.height + v.spinous_drop + v.spinous_height / 2
+    down = 0.3 * v.arch_height + v.spinous_drop + v.spinous_height / 2
     return (
         v.frame,
         v.transverse_span / 2 + 3,
         -v.depth / 2 - v.lipping,
         behind,
-        0.62 * v.height + 5 * v.facet_size,
+        0.62 * v.arch_height + 5 * v.facet_size,
         down,
     )

@@ -70,17 +70,25 @@ def truth(patient: Patient, rendered: Rendered) -> dict[str, object]:
             "tbs": measured.tbs,
             "tbs_kind": "simulated",
         },
+        "anatomy": {
+            "lumbar_count": patient.lumbar_count,
+            "ribs": patient.torso.ribs,
+            "t13_ribs": patient.torso.lumbar_ribs,
+        },
+        "lesions": asdict(patient.lesions),
         "levels": {name: _level(patient, measured, rendered, name) for name in LEVELS},
         "labels": {name: value for name, value in LABELS.items() if value in present},
     }
 
 
 def _level(patient: Patient, measured: dxa.Dxa, rendered: Rendered, name: str) -> dict[str, object]:
-    v = patient.vertebra(name)
+    v, fracture = patient.vertebra(name), patient.lesions.fracture(name)
     return asdict(measured.levels[name]) | {
         "trabecular_mg_cm3": v.trabecular_mg_cm3 * patient.bone.scale,
         "center_lps_mm": list(v.frame.center),
-        "heights_mm": {"anterior": v.height_anterior, "posterior": v.height_posterior},
+        "heights_mm": {"anterior": v.height_anterior, "middle": v.height_middle, "posterior": v.height_posterior},
+        "fracture": None if fracture is None else {"percent": fracture.percent, "kind": fracture.kind},
+        "lesions": patient.lesions.at(name),
         "in_view": in_view(rendered, v.label),
     }
 
