@@ -21,8 +21,6 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 
-from models.phantom.freeze import fingerprint
-
 Array = npt.NDArray[np.float64]
 TEMPLATE = "calibration.html.j2"
 
@@ -58,7 +56,6 @@ def report(cohort: Path, out: Path) -> dict[str, Any]:
         "cohort": facts,
         "patients": len({row["patient_id"] for row in table}),
         "vertebrae": len(table),
-        "phantom_sha256": fingerprint(),
         "rows": [asdict(row) | {"within": row.within} for row in rows(table)],
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ from models.attenuation import disc_attenuation
 from models.crop import SIZE_PX, Floats, Vector, locate, sagittal_slabs
 from models.phantom import dxa
 from models.phantom.anatomy import LABELS, LEVELS, Patient
+from models.phantom.freeze import fingerprint
 from models.phantom.grid import Grid
 from models.phantom.patient import draw
 from models.phantom.render import Rendered, render
@@ -122,6 +123,7 @@ def make_cohort(
         "provenance": "digital",
         "seed": seed,
         "patients": patients,
+        "phantom_sha256": fingerprint(),
         "settings": given,
         "variants": variants,
         "enriched_share": enriched_share,

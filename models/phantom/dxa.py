@@ -127,7 +127,6 @@ def measure(patient: Patient, number: int = 0, device: Densitometer = PRODIGY) -
             name: _level(
                 lying.vertebra(name),
                 areal + np.float32(device.fat_as_bone * (fat[name] + scan.bowel_cm - device.fat_usual_cm)),
-                skeleton,
                 grid,
                 scan.line_shift_mm[2 * n : 2 * n + 2],
                 device,
@@ -186,10 +185,8 @@ def fat_over_spine_cm(patient: Patient) -> dict[str, float]:
     return out
 
 
-def _level(
-    v: Vertebra, areal: Array, skeleton: Skeleton, grid: Grid, lines_mm: tuple[float, ...], device: Densitometer
-) -> DxaLevel:
-    region = _region(v, areal, skeleton, grid, lines_mm, device)
+def _level(v: Vertebra, areal: Array, grid: Grid, lines_mm: tuple[float, ...], device: Densitometer) -> DxaLevel:
+    region = _region(v, areal, grid, lines_mm, device)
     pixel_cm2 = grid.spacing_kji_mm[0] * grid.spacing_kji_mm[2] / 100
     area = float(region.sum()) * pixel_cm2
     content = float(areal[region].sum(dtype=np.float64)) * pixel_cm2
@@ -207,7 +204,7 @@ def simulated_tbs(areal: Array, region: NDArray[np.bool_], grid: Grid, device: D
 
 
 def _region(
-    v: Vertebra, areal: Array, skeleton: Skeleton, grid: Grid, lines_mm: tuple[float, ...], device: Densitometer
+    v: Vertebra, areal: Array, grid: Grid, lines_mm: tuple[float, ...], device: Densitometer
 ) -> NDArray[np.bool_]:
     """The level's region, (nk, ni): between the operator's lines, within the bone's edges.
 

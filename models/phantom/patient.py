@@ -136,7 +136,7 @@ def _float(value: Value) -> float:
 def _person(rng: Rng, given: dict[str, Value]) -> tuple[str, int, float, float]:
     sex = "M" if rng.random() < 0.23 else "F"
     age = int(np.interp(stats.norm.cdf(rng.normal()), SHARES, AGE_QUANTILES))
-    bmi = float(np.clip(23.0 + rng.gamma(6.0, 1.45) - 8.7, 15.5, 38))
+    bmi = float(np.clip(22.45 + rng.gamma(6.0, 1.45) - 8.7, 15.5, 38))
     sex = str(given.get("sex", sex))
     age = int(_float(given.get("age", age)))
     bmi = _float(given.get("bmi", bmi))
@@ -146,8 +146,8 @@ def _person(rng: Rng, given: dict[str, Value]) -> tuple[str, int, float, float]:
 
 
 def _trabecular(rng: Rng, sex: str, age: int) -> float:
-    slope, at_30 = (1.30, 160.0) if sex == "M" else (1.80, 166.0)
-    return float(np.clip(rng.normal(at_30 - slope * max(0, age - 30), 31), 42, 260))
+    slope, at_30 = (1.30, 155.0) if sex == "M" else (1.80, 160.5)
+    return float(np.clip(rng.normal(at_30 - slope * max(0, age - 30), 29.5), 42, 260))
 
 
 def _worn(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, ...]:
