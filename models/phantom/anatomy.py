@@ -65,6 +65,7 @@ class Vertebra:
     spinous_height: float
     facet_size: float
     texture_shift: Vec3
+    dent: float = 0.0  # how far each endplate of a broken body sank in the middle, beside its own hollow
     height_intact: float | None = None  # mean height before it broke; None where it did not
 
     @property
@@ -80,7 +81,7 @@ class Vertebra:
     @property
     def height_middle(self) -> float:
         """Height between the deepest points of both endplates."""
-        return self.height - 2 * self.endplate_hollow
+        return self.height - 2 * (self.endplate_hollow + self.dent)
 
     @property
     def arch_height(self) -> float:

@@ -191,8 +191,8 @@ def _discs_into(hu: Array, patient: Patient, grid: Grid) -> None:
     for v, gap in zip(patient.vertebrae, patient.disc_mm, strict=True):
         frame = Frame(v.frame.to_lps((0.0, 0.0, -(v.height + gap) / 2)), v.frame.angles_rad)
         # discs bulge into endplates that gave way; nobody is drawn with any hollower than 4.5 mm
-        thick = gap + 7 + 2 * max(0.0, v.endplate_hollow - 4.5, below - 4.5)
-        below = v.endplate_hollow
+        thick = gap + 7 + 2 * max(0.0, v.endplate_hollow + v.dent - 4.5, below - 4.5)
+        below = v.endplate_hollow + v.dent
         disc = Body(
             v.width * 0.98,
             v.depth * 0.98,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from models.phantom.anatomy import Cement, Patient
-from models.phantom.geometry import Frame, Rod, soft
+from models.phantom.geometry import Frame, Rod, as_vec3, soft
 from models.phantom.grid import Array, Grid, Vec3, Window
 from models.phantom.lesions import hardware_points
 from models.phantom.spine import body_of, texture_lattice
@@ -94,14 +94,17 @@ def metal_rods(patient: Patient) -> Iterator[tuple[Frame, Rod]]:
             yield v.frame, Rod(head, tip, (r, r, r), 0.75)
             yield v.frame, Rod(head, head, (5.5, 6.5, 6.0))
             heads.append(v.frame.to_lps((head[0], head[1] + 2.0, head[2])))
-        ends = [_beyond(heads[0], fixed[0].frame, -STUB_MM), *heads, _beyond(heads[-1], fixed[-1].frame, STUB_MM)]
-        for low, high in itertools.pairwise(ends):
+        for low, high in itertools.pairwise(_lengthened(heads, fixed[0].frame)):
             yield still, Rod(low, high, (ROD_RADIUS_MM,) * 3)
 
 
-def _beyond(point: Vec3, frame: Frame, mm: float) -> Vec3:
-    x, y, z = frame.matrix[:, 2] * mm
-    return point[0] + float(x), point[1] + float(y), point[2] + float(z)
+def _lengthened(heads: list[Vec3], frame: Frame) -> list[Vec3]:
+    """The heads, caudal to cranial, and the rod's own ends a little beyond them; straight at a single level."""
+    points = np.array(heads)
+    first, last = (points[1] - points[0], points[-1] - points[-2]) if len(heads) > 1 else [frame.matrix[:, 2]] * 2
+    below = points[0] - STUB_MM * first / np.linalg.norm(first)
+    above = points[-1] + STUB_MM * last / np.linalg.norm(last)
+    return [as_vec3(below), *heads, as_vec3(above)]
 
 
 def _streaks(metal: Array, spacing_mm: tuple[float, float], grain: np.random.Generator) -> Array:

@@ -107,13 +107,13 @@ def broken(
 
 def _give_way(v: Vertebra, fracture: Fracture) -> Vertebra:
     left = 1 - fracture.percent / 100
-    front, back, hollow = v.height_anterior, v.height_posterior, v.endplate_hollow
+    front, back, hollow, dent = v.height_anterior, v.height_posterior, v.endplate_hollow, 0.0
     if fracture.kind == "wedge":
         front *= left
         lost = (1 - left) / 2
     elif fracture.kind == "biconcave":
-        hollow = (v.height - left * v.height_middle) / 2
-        lost = 2 * (hollow - v.endplate_hollow) * 2 / 3 / v.height  # the dish 1 - rho^4 fills two thirds
+        dent = (1 - left) * v.height_middle / 2
+        lost = dent / v.height  # a paraboloid at either end fills half of its depth
     else:
         front, back, hollow = left * front, left * back, left * hollow
         lost = 1 - left
@@ -122,6 +122,7 @@ def _give_way(v: Vertebra, fracture: Fracture) -> Vertebra:
         height_anterior=front,
         height_posterior=back,
         endplate_hollow=hollow,
+        dent=dent,
         height_intact=v.height,
         width=v.width * (1 + BULGE / 2 * lost),
         depth=v.depth * (1 + BULGE * lost),
@@ -159,7 +160,7 @@ def _depth_mm(v: Vertebra, local: tuple[Array, Array, Array], side: float) -> Ar
     """How deep below the upper (side 1) or lower (-1) endplate a point lies, along the body's axis."""
     x, y, z = local
     rho2 = (x * np.float32(2 / v.width)) ** 2 + (y * np.float32(2 / v.depth)) ** 2
-    dish = np.float32(v.endplate_hollow) * np.clip(1 - rho2 * rho2, 0, 1)
+    dish = np.float32(v.endplate_hollow) * np.clip(1 - rho2 * rho2, 0, 1) + np.float32(v.dent) * np.clip(1 - rho2, 0, 1)
     slope = np.float32((v.height_posterior - v.height_anterior) / (2 * v.depth))
     return np.asarray(np.float32(v.height / 2) + slope * y - dish - np.float32(side) * z, dtype=np.float32)
 

@@ -64,6 +64,7 @@ class Body:
     cortex: float
     endplate: float
     taper: float = 0.0  # loses this fraction of its size from top to bottom
+    dent: float = 0.0
 
     def window(self, grid: Grid, frame: Frame) -> Window | None:
         """The sub-grid that can hold any of it."""
@@ -90,6 +91,8 @@ class Body:
         radial = (1 - 1 / rho) * np.sqrt(x * x + y * y)
         slope = np.float32((self.height_posterior - self.height_anterior) / (2 * self.depth))
         dish = np.float32(self.endplate_hollow) * np.clip(1 - rho2 * rho2, 0, 1)
+        if self.dent:
+            dish += np.float32(self.dent) * np.clip(1 - rho2, 0, 1)
         ends = np.abs(z) - (np.float32(half) + slope * y - dish)
         wall = float(np.hypot(support[0], support[1]) / np.sqrt(2))
         outer = soft(radial, wall) * soft(ends, support[2])
@@ -104,7 +107,7 @@ def body_of(v: Vertebra) -> Body:
     """The body of a vertebra."""
     return Body(
         v.width, v.depth, v.height_anterior, v.height_posterior, v.waist, v.squareness, v.posterior_hollow,
-        v.endplate_hollow, v.lipping, v.cortex, v.endplate,
+        v.endplate_hollow, v.lipping, v.cortex, v.endplate, dent=v.dent,
     )  # fmt: skip
 
 

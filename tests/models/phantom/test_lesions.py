@@ -23,7 +23,7 @@ from models.phantom.scanner import scan, scanner_rng
 from models.phantom.study import make_study
 
 SEED = 4
-NEW = ("height_intact", "lumbar_ribs", "tilt_deg", "lesions")
+NEW = ("dent", "height_intact", "lumbar_ribs", "tilt_deg", "lesions")
 
 
 def fingerprint(patient: Patient) -> str:
@@ -173,7 +173,7 @@ def test_a_broken_body_has_lost_what_was_asked_where_its_kind_says(kind: str) ->
     rendered = render(patient, lumbar_grid(patient, 1.25, "L2", "L2", 2.0))
     assert height_at(rendered, v, 0.0) == pytest.approx(v.height_middle, abs=1.5)
     slope = (v.height_posterior - v.height_anterior) / v.depth
-    dish = 2 * v.endplate_hollow * (1 - 0.7**4)
+    dish = 2 * v.endplate_hollow * (1 - 0.7**4) + 2 * v.dent * (1 - 0.7**2)
     assert height_at(rendered, v, -0.35 * v.depth) == pytest.approx(v.height - slope * 0.35 * v.depth - dish, abs=1.8)
 
 
