@@ -48,18 +48,19 @@ def batches(
 
 
 def seen_slabs(slabs: npt.NDArray[np.int16], offsets: Ints, config: TrainingConfig) -> npt.NDArray[np.int16]:
-    """[b, slabs, size, size] -> [b, 3, size, size]: one slab in all channels, or the middle three."""
+    """[b, slabs, size, size] -> [b, 1 or 3, size, size]: one slab, so far off the middle, or the middle three."""
     middle = slabs.shape[1] // 2
     if config.input.slabs == 3:
         return slabs[:, middle - 1 : middle + 2]
-    one = slabs[np.arange(len(slabs)), middle + offsets]
-    return np.repeat(one[:, None], 3, axis=1)
+    return slabs[np.arange(len(slabs)), middle + offsets][:, None]
 
 
 def augmented(slabs: npt.NDArray[np.int16], config: TrainingConfig, draw: np.random.Generator) -> Floats:
-    """Slabs [b, 3, size, size] HU -> pictures: shifted, sides exchanged, mask eroded, HU disturbed."""
+    """Slabs [b, 1 or 3, size, size] HU -> pictures [b, 3, rows, columns]: shifted, sides exchanged, mask eroded, HU
+    disturbed; a single slab is in all three channels.
+    """
     field_hu = central_field(slabs, config.input).astype(np.float32)
-    for image in field_hu:  # [3, rows, columns]
+    for image in field_hu:  # [1 or 3, rows, columns]
         down, back = draw.integers(-config.shift_px, config.shift_px + 1, size=2)
         image[:] = _moved(image, int(down), int(back))
         if draw.random() < 0.5:
@@ -68,11 +69,10 @@ def augmented(slabs: npt.NDArray[np.int16], config: TrainingConfig, draw: np.ran
             image[:] = _eroded(image)
     outside = field_hu <= OUTSIDE_HU
     count = (len(field_hu), 1, 1, 1)
-    channels = 1 if config.input.slabs == 1 else 3  # one slab's copies keep one noise
-    noise_shape = (len(field_hu), channels, *field_hu.shape[2:])
-    noise = draw.random(count) * config.noise_hu * draw.standard_normal(noise_shape, dtype=np.float32)
+    noise = draw.random(count) * config.noise_hu * draw.standard_normal(field_hu.shape, dtype=np.float32)
     disturbed = field_hu + draw.standard_normal(count) * config.offset_hu + noise
-    return windowed(np.where(outside, OUTSIDE_HU, disturbed), config.input)
+    pictures = windowed(np.where(outside, OUTSIDE_HU, disturbed), config.input)
+    return np.repeat(pictures, 3 // pictures.shape[1], axis=1)
 
 
 def _moved(image: Floats, down: int, back: int) -> Floats:
