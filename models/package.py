@@ -216,7 +216,8 @@ def _is_kept(name: str) -> bool:
 def _stored(name: str, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """fp16 for weights; statistics stay fp32, a variance may exceed what fp16 holds."""
     kind = np.float32 if name.endswith(_KEEP_FP32) else np.float16
-    stored = np.ascontiguousarray(tensor.astype(kind))
+    with np.errstate(over="ignore"):  # it becomes infinite, and is refused by name
+        stored = np.ascontiguousarray(tensor.astype(kind))
     if not np.isfinite(stored).all():
         raise PackageError(f"{name} holds values that {kind.__name__} cannot")
     return stored

@@ -128,10 +128,12 @@ class PackageNetwork(nn.Module):
         self.members = nn.ModuleList(members)
         self.targets = targets
         self.test_time = test_time
-        self._columns = [[targets.index(target) for target in member.targets] for member in members]
-        self._counts = [sum(column in columns for columns in self._columns) for column in range(len(targets))]
-        if not all(self._counts):
-            raise ValueError(f"no network predicts {targets[self._counts.index(0)]}")
+        self._who = [  # of each target: (member, its column) of everyone who predicts it
+            [(number, one.targets.index(target)) for number, one in enumerate(members) if target in one.targets]
+            for target in targets
+        ]
+        if not all(self._who):
+            raise ValueError(f"no network predicts {targets[self._who.index([])]}")
 
     def forward(self, pictures: Tensor) -> Tensor:
         if self.test_time == "exchange-sides":  # the vertebra is symmetric: left for right
@@ -139,10 +141,9 @@ class PackageNetwork(nn.Module):
         return self._mean(pictures)
 
     def _mean(self, pictures: Tensor) -> Tensor:
-        total = pictures.new_zeros(len(pictures), len(self.targets), dtype=torch.float32)
-        for member, columns in zip(self.members, self._columns, strict=True):
-            total[:, columns] += member(pictures)
-        return total / torch.tensor(self._counts, device=total.device)
+        answers = [member(pictures) for member in self.members]
+        means = [torch.stack([answers[number][:, column] for number, column in who]).mean(0) for who in self._who]
+        return torch.stack(means, dim=1)
 
 
 def load_network(package: ModelPackage, device: torch.device) -> PackageNetwork:

@@ -52,7 +52,8 @@ def seen_slabs(slabs: npt.NDArray[np.int16], offsets: Ints, config: TrainingConf
     middle = slabs.shape[1] // 2
     if config.input.slabs == 3:
         return slabs[:, middle - 1 : middle + 2]
-    return slabs[np.arange(len(slabs)), middle + offsets][:, None]
+    one: npt.NDArray[np.int16] = slabs[np.arange(len(slabs)), middle + offsets]
+    return one[:, None]
 
 
 def augmented(slabs: npt.NDArray[np.int16], config: TrainingConfig, draw: np.random.Generator) -> Floats:

@@ -43,6 +43,7 @@ TWO_FOLDS = {
     "slab_images": 3,
     "input": INPUT.to_dict() | {"slabs": 1},
     "epochs": 1,
+    "architecture": "mobilenet_v3_small",
 }
 
 
@@ -264,7 +265,7 @@ def test_stopped_anywhere_and_resumed_is_the_same_run(cohort: Cohort, tmp_path: 
 
 
 def test_killed_within_an_epoch_and_resumed_is_the_same_run(folder: Path, cohort: Cohort, tmp_path: Path) -> None:
-    config = tiny_config(epochs=3, ema_decay=0.9)
+    config = tiny_config(epochs=3, ema_decay=0.9, architecture="mobilenet_v3_small")
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     code = f"""
