@@ -132,6 +132,8 @@ class PackageNetwork(nn.Module):
             [(number, one.targets.index(target)) for number, one in enumerate(members) if target in one.targets]
             for target in targets
         ]
+        if len(members) == 1 and members[0].targets != targets:
+            raise ValueError(f"the network predicts {', '.join(members[0].targets)}, not {', '.join(targets)}")
         if not all(self._who):
             raise ValueError(f"no network predicts {targets[self._who.index([])]}")
 
@@ -142,6 +144,8 @@ class PackageNetwork(nn.Module):
 
     def _mean(self, pictures: Tensor) -> Tensor:
         answers = [member(pictures) for member in self.members]
+        if len(answers) == 1:
+            return answers[0]
         means = [torch.stack([answers[number][:, column] for number, column in who]).mean(0) for who in self._who]
         return torch.stack(means, dim=1)
 
