@@ -39,7 +39,7 @@ class InputConfig:
         if self.slabs not in (1, 3):
             raise ValueError(f"the network sees 1 or 3 slabs, not {self.slabs}")
         if min(self.rows, self.columns) < 32:
-            raise ValueError("a ResNet50 needs at least 32 x 32 pixels")
+            raise ValueError("the field must have at least 32 x 32 pixels")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -50,12 +50,19 @@ class InputConfig:
 
 
 def central_field(slabs: npt.NDArray[Any], config: InputConfig) -> npt.NDArray[Any]:
-    """[..., size, size] -> [..., rows, columns]: the part of the slab that a vertebra can fill."""
+    """[..., size, size] -> [..., rows, columns]: the part of the slab that a vertebra can fill.
+
+    A cohort stores the middle of its slabs; what a larger field has around it is outside the vertebra.
+    """
     height, width = slabs.shape[-2:]
     top = (height - config.rows) // 2
     left = (width - config.columns) // 2 + config.posterior_shift_px
-    if top < 0 or left < 0 or left + config.columns > width:
-        raise ValueError(f"a slab of {height} x {width} pixels does not hold the field")
+    above, before = max(0, -top), max(0, -left)
+    below, behind = max(0, top + config.rows - height), max(0, left + config.columns - width)
+    if above or before or below or behind:
+        around = [(0, 0)] * (slabs.ndim - 2) + [(above, below), (before, behind)]
+        slabs = np.pad(slabs, around, constant_values=OUTSIDE_HU)
+    top, left = top + above, left + before
     return slabs[..., top : top + config.rows, left : left + config.columns]
 
 

@@ -1,21 +1,24 @@
 """A model package: a folder that says what a network is, what it was made from, and proves it unaltered.
 
     manifest.json         what it predicts, what it was trained on, how well, and the hashes below
-    weights.safetensors   fp16 (batch-norm statistics fp32)
+    weights.safetensors   fp16 (batch-norm statistics fp32); with several networks a file for each
     model_card.md         for people
+    config.json           the whole training configuration
     training.json         the curves
+    curves.png            and their picture
 
-This module imports no torch, so that the service can list, import and promote packages. Nothing in a package
-is executable: weights are safetensors, never pickles (RULES.md 11).
+Format 2 names its networks (`members`); format 1, which had one network for both targets, is still read.
+This module imports no torch, so that the service can list, import and promote packages. Nothing in a package is
+executable: weights are safetensors, never pickles (RULES.md 11).
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +27,10 @@ from safetensors.numpy import load_file, save_file
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MODEL_CARD = "model_card.md"
-FORMAT = 1
+FORMAT = 2
+READ_FORMATS = (1, 2)
 TARGETS = ("bmd_g_cm2", "tbs")
+TestTime = Literal["none", "exchange-sides"]
 _KEEP_FP32 = ("running_mean", "running_var", "target_mean", "target_std")
 _SKIP = ("num_batches_tracked",)
 
@@ -36,11 +41,22 @@ class PackageError(ValueError):
 
 @dataclass(frozen=True)
 class Interval:
-    """Half-widths of the 90 % prediction interval of the mean over so many vertebrae (split-conformal)."""
+    """Half-widths of the 90 % prediction interval of the mean over so many vertebrae (conformal)."""
 
     levels: int
     bmd_g_cm2: float
     tbs: float
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of the package. The package's answer for a target is the mean over the members that predict it."""
+
+    file: str
+    fold: int  # of the cross-validation; 0 where there is one
+    targets: tuple[str, ...]
+    steps: int  # really done
+    best_epoch: int  # the one kept
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,9 @@ class Manifest:
     created: str  # ISO 8601, UTC
     files: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    members: tuple[Member, ...] = ()
+    test_time: TestTime = "none"  # "exchange-sides": the mean over the slabs and the slabs in reversed order
+    finished: bool = True  # False: made from a run that can be resumed
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -67,12 +86,23 @@ class Manifest:
             values = json.loads(text)
             values["targets"] = tuple(values["targets"])
             values["intervals"] = tuple(Interval(**one) for one in values["intervals"])
-            manifest = cls(**values)
+            members = [Member(**one | {"targets": tuple(one["targets"])}) for one in values.pop("members", ())]
+            manifest = cls(**values, members=tuple(members))
         except (ValueError, KeyError, TypeError) as error:
             raise PackageError(f"{MANIFEST} is not a manifest: {error}") from error
-        if manifest.format != FORMAT:
-            raise PackageError(f"{MANIFEST} has format {manifest.format}, this program reads {FORMAT}")
+        if manifest.format not in READ_FORMATS:
+            known = " and ".join(map(str, READ_FORMATS))
+            raise PackageError(f"{MANIFEST} has format {manifest.format}, this program reads {known}")
+        if not manifest.members:
+            manifest = replace(manifest, members=(manifest.single(),))
+        if {target for member in manifest.members for target in member.targets} != set(manifest.targets):
+            raise PackageError(f"{MANIFEST}: the members do not predict {', '.join(manifest.targets)}")
         return manifest
+
+    def single(self) -> Member:
+        """The one network of a package whose manifest names no members: it predicts every target."""
+        steps, best_epoch = (int(self.training.get(name, 0)) for name in ("steps_done", "best_epoch"))
+        return Member(WEIGHTS, 0, self.targets, steps, best_epoch)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -101,7 +131,7 @@ class ModelPackage:
             raise PackageError(f"{manifest_path} is missing: not a model package")
         raw = manifest_path.read_bytes()
         manifest = Manifest.from_json(raw.decode("utf-8", errors="replace"))
-        for required in (WEIGHTS, MODEL_CARD):
+        for required in (*(member.file for member in manifest.members), MODEL_CARD):
             if required not in manifest.files:
                 raise PackageError(f"{MANIFEST} gives no hash for {required}")
         for name, expected in manifest.files.items():
@@ -112,9 +142,9 @@ class ModelPackage:
     def name(self) -> str:
         return f"{self.manifest.name}-{self.manifest.version}"
 
-    def weights(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The tensors by name, as float32."""
-        tensors = load_file(self.path / WEIGHTS)
+    def weights(self, file: str = WEIGHTS) -> dict[str, npt.NDArray[np.float32]]:
+        """A member's tensors by name, as float32."""
+        tensors = load_file(self.path / file)
         return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
     def model_card(self) -> str:
@@ -126,28 +156,57 @@ def write_package(
     manifest: Manifest,
     tensors: Mapping[str, npt.NDArray[Any]],
     model_card: str,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | bytes] | None = None,
 ) -> ModelPackage:
-    """Write a package beside `path`, then move it there in one step; `extra` are further text files."""
+    """Write a package of one network that predicts every target."""
+    single = replace(manifest, members=(manifest.single(),))
+    return write_members(path, single, {WEIGHTS: tensors}, model_card, extra)
+
+
+def write_members(
+    path: Path,
+    manifest: Manifest,
+    tensors: Mapping[str, Mapping[str, npt.NDArray[Any]]],
+    model_card: str,
+    extra: Mapping[str, str | bytes] | None = None,
+) -> ModelPackage:
+    """Write a package beside `path`, then move it there in one step.
+
+    `tensors` are those of each member by its file; `extra` are further files.
+
+    Raises:
+        PackageError: a package is at `path` (only an unfinished one gives way), or a weight does not fit fp16.
+    """
     draft = path.with_name(f".{path.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    stored = {name: _stored(name, tensor) for name, tensor in tensors.items() if _is_kept(name)}
-    save_file(stored, draft / WEIGHTS)
-    (draft / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone; the worker may be another user
-    for name, text in {MODEL_CARD: model_card, **(extra or {})}.items():
-        (draft / name).write_text(text, encoding="utf-8")
+    for file, network in tensors.items():
+        save_file({name: _stored(name, one) for name, one in network.items() if _is_kept(name)}, draft / file)
+        (draft / file).chmod(0o644)  # safetensors writes for the owner alone; the worker may be another user
+    for name, content in {MODEL_CARD: model_card, **(extra or {})}.items():
+        (draft / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     files = {file.name: _sha256(file) for file in sorted(draft.iterdir())}
-    complete = Manifest(**{**_fields(manifest), "files": files})
+    complete = replace(manifest, files=files, format=FORMAT)
     (draft / MANIFEST).write_text(complete.to_json(), encoding="utf-8")
     if path.exists():
-        raise PackageError(f"{path} exists: a package is never overwritten")
+        refuse_to_overwrite(path)
+        shutil.rmtree(path)
     draft.replace(path)
     return ModelPackage.load(path)
 
 
-def _fields(manifest: Manifest) -> dict[str, Any]:
-    return {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}
+def refuse_to_overwrite(path: Path) -> None:
+    """Only a package made from an unfinished run gives way, to what its run makes next.
+
+    Raises:
+        PackageError: anything else is at `path`.
+    """
+    if path.exists() and not (path.is_dir() and (path / MANIFEST).is_file() and not _manifest(path).finished):
+        raise PackageError(f"{path} exists: a package is never overwritten")
+
+
+def _manifest(path: Path) -> Manifest:
+    return Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8", errors="replace"))
 
 
 def _is_kept(name: str) -> bool:
@@ -157,7 +216,8 @@ def _is_kept(name: str) -> bool:
 def _stored(name: str, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """fp16 for weights; statistics stay fp32, a variance may exceed what fp16 holds."""
     kind = np.float32 if name.endswith(_KEEP_FP32) else np.float16
-    stored = np.ascontiguousarray(tensor.astype(kind))
+    with np.errstate(over="ignore"):  # it becomes infinite, and is refused by name
+        stored = np.ascontiguousarray(tensor.astype(kind))
     if not np.isfinite(stored).all():
         raise PackageError(f"{name} holds values that {kind.__name__} cannot")
     return stored

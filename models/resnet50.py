@@ -1,11 +1,13 @@
-"""The predictor: a ResNet50 trunk with one joint head for BMD and TBS.
+"""The predictor: a ResNet50 trunk with one joint head for BMD and TBS, or several such networks and their mean.
 
 The paper trains one ResNet50 per target; one trunk for both halves the work and the package, and each target
-regularises the other. Weights start untrained, as in the paper. Smaller ResNets can be named for comparison.
+regularises the other. Weights start untrained, as in the paper. Other torchvision backbones can be named for
+comparison (the paper's limitations name AlexNet and GoogLeNet).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -14,12 +16,31 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from models.package import TARGETS, ModelPackage
+from models.package import TARGETS, Member, ModelPackage, TestTime
 
-NORM_MOMENTUM = 0.01  # over some 100 batches: with PyTorch's 0.1 the last ten mostly empty batches decide
-ARCHITECTURES = ("resnet50", "resnet34", "resnet18")
+ARCHITECTURES = (
+    "resnet50", "resnet34", "resnet18",
+    "alexnet",  # at least 63 x 63 pixels
+    "googlenet",  # without its auxiliary classifiers; torchvision takes it down to 15 x 15, below our 32 x 32
+    "densenet121", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small",
+)  # fmt: skip
 Precision = Literal["fp32", "bf16"]
+WantedPrecision = Literal["auto", "fp32", "bf16"]
 Floats = npt.NDArray[np.float32]
+
+
+def resolved_precision(wanted: WantedPrecision, device: torch.device) -> Precision:
+    """`auto` is bf16 where the device computes in it, else fp32.
+
+    A CPU without bf16 instructions (AVX-512 BF16 or AMX) emulates it: 8.4 s a training step instead of 0.70 s.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
 
 
 @dataclass(frozen=True)
@@ -28,10 +49,37 @@ class NetworkConfig:
 
     architecture: str = "resnet50"
     targets: tuple[str, ...] = TARGETS
+    norm_momentum: float = 0.1  # of batch-norm statistics; training only
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}")
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {self.architecture!r}")
+        if not self.targets or not set(self.targets) <= set(TARGETS):
+            raise ValueError(f"targets are of {', '.join(TARGETS)}, not {', '.join(self.targets)}")
+
+
+@lru_cache
+def check_input(architecture: str, rows: int, columns: int) -> None:
+    """Whether a picture survives the backbone's pooling, tried with shapes alone.
+
+    Raises:
+        ValueError: the picture is too small, or there is no such backbone.
+    """
+    with torch.device("meta"), torch.no_grad():
+        trunk, _ = _trunk(NetworkConfig(architecture))
+        try:
+            trunk.eval()(torch.empty(1, 3, rows, columns))
+        except RuntimeError as error:
+            raise ValueError(f"{rows} x {columns} pixels are too few for {architecture}") from error
+
+
+def _trunk(config: NetworkConfig) -> tuple[nn.Module, int]:
+    """An untrained torchvision classifier without its last layer, and how many features that layer saw."""
+    extra = {"aux_logits": False, "init_weights": True} if config.architecture == "googlenet" else {}
+    trunk: nn.Module = get_model(config.architecture, weights=None, **extra)
+    name, last = [(name, module) for name, module in trunk.named_modules() if isinstance(module, nn.Linear)][-1]
+    trunk.set_submodule(name, nn.Identity())
+    return trunk, last.in_features  # 2048 in ResNet50
 
 
 class BonePredictor(nn.Module):
@@ -43,17 +91,19 @@ class BonePredictor(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = get_model(config.architecture, weights=None)
-        features = self.trunk.fc.in_features  # 2048 in ResNet50
-        self.trunk.fc = nn.Identity()
+        self.trunk, features = _trunk(config)
         for module in self.trunk.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = NORM_MOMENTUM
+                module.momentum = config.norm_momentum
         self.head = nn.Linear(features, len(config.targets))
         nn.init.zeros_(self.head.weight)  # an untrained network answers with the mean
         nn.init.zeros_(self.head.bias)
         self.register_buffer("target_mean", torch.zeros(len(config.targets)))
         self.register_buffer("target_std", torch.ones(len(config.targets)))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.config.targets
 
     def standardised(self, pictures: Tensor) -> Tensor:
         """[n, targets] in standard deviations from the training mean: what the loss sees."""
@@ -68,12 +118,50 @@ class BonePredictor(nn.Module):
         return {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
 
 
-def load_network(package: ModelPackage, device: torch.device) -> BonePredictor:
-    """The package's network in evaluation mode."""
+class PackageNetwork(nn.Module):
+    """A package's networks: pictures [n, 3, rows, columns] -> [n, targets], the mean over who predicts a target."""
+
+    def __init__(
+        self, members: list[BonePredictor], targets: tuple[str, ...] = TARGETS, test_time: TestTime = "none"
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.targets = targets
+        self.test_time = test_time
+        self._who = [  # of each target: (member, its column) of everyone who predicts it
+            [(number, one.targets.index(target)) for number, one in enumerate(members) if target in one.targets]
+            for target in targets
+        ]
+        if len(members) == 1 and members[0].targets != targets:
+            raise ValueError(f"the network predicts {', '.join(members[0].targets)}, not {', '.join(targets)}")
+        if not all(self._who):
+            raise ValueError(f"no network predicts {targets[self._who.index([])]}")
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if self.test_time == "exchange-sides":  # the vertebra is symmetric: left for right
+            return (self._mean(pictures) + self._mean(pictures.flip(1))) / 2
+        return self._mean(pictures)
+
+    def _mean(self, pictures: Tensor) -> Tensor:
+        answers = [member(pictures) for member in self.members]
+        if len(answers) == 1:
+            return answers[0]
+        means = [torch.stack([answers[number][:, column] for number, column in who]).mean(0) for who in self._who]
+        return torch.stack(means, dim=1)
+
+
+def load_network(package: ModelPackage, device: torch.device) -> PackageNetwork:
+    """The package's network(s) in evaluation mode, as one module."""
     manifest = package.manifest
-    network = BonePredictor(NetworkConfig(manifest.architecture, manifest.targets))
-    load_tensors(network, package.weights())
+    members = [_load_member(package, member) for member in manifest.members]
+    network = PackageNetwork(members, manifest.targets, manifest.test_time)
     return network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+
+
+def _load_member(package: ModelPackage, member: Member) -> BonePredictor:
+    network = BonePredictor(NetworkConfig(package.manifest.architecture, member.targets))
+    load_tensors(network, package.weights(member.file))
+    return network
 
 
 def load_tensors(network: BonePredictor, tensors: Mapping[str, Floats]) -> None:
@@ -87,7 +175,7 @@ def load_tensors(network: BonePredictor, tensors: Mapping[str, Floats]) -> None:
 
 @torch.inference_mode()
 def infer(
-    network: BonePredictor,
+    network: BonePredictor | PackageNetwork,
     pictures: Floats,
     *,
     device: torch.device,
@@ -102,5 +190,5 @@ def infer(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             parts.append(network(part).float().cpu().numpy())
     if not parts:
-        return np.empty((0, len(network.config.targets)), dtype=np.float32)
+        return np.empty((0, len(network.targets)), dtype=np.float32)
     return np.concatenate(parts)

@@ -408,8 +408,17 @@ def _add_models(commands: Any) -> None:
     train = _command(commands, "train", run_train, "train a model package on a cohort")
     train.add_argument("--cohort", type=Path, required=True, metavar="DIR")
     train.add_argument("--out", type=Path, required=True, metavar="DIR")
-    train.add_argument("--config", type=Path, metavar="FILE")
-    train.add_argument("--resume", action="store_true")
+    train.add_argument(
+        "--config",
+        default="osteogate",
+        metavar="NAME|FILE",
+        help="osteogate (the default), yoshida-2023, or a JSON file",
+    )
+    train.add_argument("--resume", action="store_true", help="go on with the run beside DIR")
+    train.add_argument(
+        "--stop-after-steps", type=int, metavar="N", help="of each network; the package then says that it is unfinished"
+    )
+    train.add_argument("--folds", type=_numbers, metavar="F[,F]...", help="train these folds only, now")
     evaluate = _command(commands, "evaluate", run_evaluate, "evaluate a model package on a cohort")
     evaluate.add_argument("--model", required=True, metavar="PACKAGE", help="a folder, an id, or 'active'")
     evaluate.add_argument("--cohort", type=Path, required=True, metavar="DIR")
@@ -428,8 +437,20 @@ def _add_models(commands: Any) -> None:
 def run_train(options: argparse.Namespace) -> int:
     """`osteogate train`."""
     from models.training import train_package
+    from worker.predict import find_device
 
-    train_package(options.cohort, options.out, options.config, resume=options.resume)
+    package = train_package(
+        options.cohort,
+        options.out,
+        options.config,
+        device=find_device(Settings().device),
+        resume=options.resume,
+        stop_after_steps=options.stop_after_steps,
+        folds=options.folds,
+    )
+    steps = package.manifest.training
+    state = "finished" if package.manifest.finished else "unfinished, --resume goes on"
+    print(f"{package.path}  {steps['steps_done']} of {steps['steps_planned']} steps  {state}")
     return 0
 
 
@@ -510,6 +531,11 @@ def _pairs(assignments: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--set takes KEY=VALUE, not {assignment!r}")
         pairs[key.strip()] = value.strip()
     return pairs
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers, separated by commas."""
+    return tuple(int(part) for part in text.split(","))
 
 
 def _until_signalled() -> threading.Event:

@@ -45,6 +45,15 @@ def test_the_field_reaches_further_back_than_forward() -> None:
     assert (field == 2).sum() == 0
 
 
+def test_a_field_larger_than_the_stored_slab_is_the_whole_slab() -> None:
+    """A cohort stores the middle of its slabs; the rest of the whole field lies outside the vertebra."""
+    full = InputConfig(rows=256, columns=256, posterior_shift_px=0, slabs=1)
+    whole = slabs(256)
+    assert np.array_equal(network_input(whole[..., 64:192, 64:192], full), network_input(whole, full))
+    further_back = InputConfig(rows=140, columns=80, posterior_shift_px=40)
+    assert np.array_equal(network_input(whole[..., 64:192, 64:192], further_back), network_input(whole, further_back))
+
+
 def test_neighbours_are_channels_in_order_and_one_slab_is_repeated() -> None:
     hu = slabs()
     for index, value in enumerate((100.0, 200.0, 300.0)):

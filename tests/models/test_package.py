@@ -1,5 +1,6 @@
 """A package proves itself unaltered, and says which file is not."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.package import Interval, Manifest, ModelPackage, PackageError, write_package
+from models.package import (
+    Interval,
+    Manifest,
+    Member,
+    ModelPackage,
+    PackageError,
+    write_members,
+    write_package,
+)
 
 
 def manifest() -> Manifest:
@@ -117,3 +126,66 @@ def test_the_service_can_read_packages_without_torch_or_scipy() -> None:
     code = "import sys, models.package; print([m for m in ('torch', 'scipy', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_weights_are_stored_in_half_precision_and_statistics_whole(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(0, 0.05, 1000).astype(np.float32)
+    statistics = np.random.default_rng(1).normal(0, 300, 1000).astype(np.float32)
+    tensors = {"conv.weight": weights, "bn.running_mean": statistics, "target_mean": statistics}
+    again = write_package(tmp_path / "half", manifest(), tensors, "# card\n").weights()
+    assert np.array_equal(again["conv.weight"], weights.astype(np.float16).astype(np.float32))
+    assert np.abs(again["conv.weight"] - weights).max() < 1e-4
+    assert np.array_equal(again["bn.running_mean"], statistics)
+    assert np.array_equal(again["target_mean"], statistics)
+    with pytest.raises(PackageError, match=r"conv\.weight"):
+        write_package(tmp_path / "over", manifest(), {"conv.weight": np.array([1e6])}, "# card\n")
+
+
+def test_the_first_format_is_still_read() -> None:
+    reference = Path(__file__).resolve().parents[2] / "models" / "packages" / "reference-0.1.0"
+    package = ModelPackage.load(reference)
+    assert package.manifest.format == 1
+    assert package.manifest.members == (Member("weights.safetensors", 0, ("bmd_g_cm2", "tbs"), 3840, 46),)
+    assert package.manifest.finished
+    assert package.manifest.test_time == "none"
+    assert "head.weight" in package.weights()
+
+
+def test_another_format_is_refused(package: ModelPackage) -> None:
+    path = package.path / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(PackageError, match="format 3, this program reads 1 and 2"):
+        ModelPackage.load(package.path)
+
+
+def two_members() -> tuple[Manifest, dict[str, dict[str, np.ndarray]]]:
+    members = (Member("a.safetensors", 0, ("bmd_g_cm2",), 7, 1), Member("b.safetensors", 0, ("tbs",), 9, 2))
+    tensors = {member.file: {"head.weight": np.full((1, 4), member.steps)} for member in members}
+    return dataclasses.replace(manifest(), members=members), tensors
+
+
+def test_each_member_has_a_file_of_its_own(tmp_path: Path) -> None:
+    several, tensors = two_members()
+    package = write_members(tmp_path / "several", several, tensors, "# card\n", {"curves.png": b"\x89PNG"})
+    assert package.manifest.members == several.members
+    assert package.weights("b.safetensors")["head.weight"][0, 0] == 9
+    (package.path / "b.safetensors").unlink()
+    with pytest.raises(PackageError, match=r"b\.safetensors"):
+        ModelPackage.load(package.path)
+
+
+def test_members_that_predict_too_little_are_refused(tmp_path: Path) -> None:
+    several, tensors = two_members()
+    lacking = dataclasses.replace(several, members=several.members[:1])
+    with pytest.raises(PackageError, match="do not predict"):
+        write_members(tmp_path / "lacking", lacking, tensors, "# card\n")
+
+
+def test_only_an_unfinished_package_gives_way(tmp_path: Path) -> None:
+    several, tensors = two_members()
+    unfinished = dataclasses.replace(several, finished=False)
+    write_members(tmp_path / "p", unfinished, tensors, "# first\n")
+    write_members(tmp_path / "p", several, tensors, "# second\n")
+    assert ModelPackage.load(tmp_path / "p").model_card() == "# second\n"
+    with pytest.raises(PackageError, match="never overwritten"):
+        write_members(tmp_path / "p", several, tensors, "# third\n")

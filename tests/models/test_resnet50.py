@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from models.resnet50 import BonePredictor, NetworkConfig, infer, load_tensors
+from models.resnet50 import (
+    ARCHITECTURES,
+    BonePredictor,
+    NetworkConfig,
+    PackageNetwork,
+    check_input,
+    infer,
+    load_tensors,
+    resolved_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -72,3 +81,59 @@ def test_weights_that_do_not_fit_are_refused(network: BonePredictor) -> None:
     del tensors["head.weight"]
     with pytest.raises(ValueError, match=r"head\.weight"):
         load_tensors(BonePredictor(NetworkConfig()), tensors)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_backbone_answers(architecture: str) -> None:
+    torch.manual_seed(0)
+    network = BonePredictor(NetworkConfig(architecture, ("tbs",))).eval()
+    size = 63 if architecture == "alexnet" else 32
+    check_input(architecture, size, size)
+    answer = infer(network, pictures(2)[:, :, :1, :1].repeat(size, 2).repeat(size, 3), device=CPU)
+    assert answer.shape == (2, 1)
+    assert not any(name.endswith(("fc.weight", "aux1.fc2.weight")) for name in network.tensors())
+
+
+def test_a_picture_too_small_for_the_backbone_is_refused() -> None:
+    with pytest.raises(ValueError, match="62 x 80 pixels are too few for alexnet"):
+        check_input("alexnet", 62, 80)
+    with pytest.raises(ValueError, match="14 x 14 pixels are too few for googlenet"):
+        check_input("googlenet", 14, 14)
+    check_input("googlenet", 15, 15)
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for native in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        expected = "bf16" if native else "fp32"
+        assert resolved_precision("auto", CPU) == resolved_precision("auto", cuda) == expected
+        assert resolved_precision("fp32", CPU) == "fp32"
+        assert resolved_precision("bf16", CPU) == "bf16"
+
+
+def constant(value: float, *targets: str) -> BonePredictor:
+    """A network that answers with one number."""
+    made = BonePredictor(NetworkConfig("resnet18", targets))
+    made.target_mean.fill_(value)
+    return made.eval()
+
+
+def test_a_member_of_one_target_contributes_to_it_alone() -> None:
+    members = [constant(1.0, "bmd_g_cm2"), constant(3.0, "bmd_g_cm2"), constant(7.0, "tbs")]
+    assert np.allclose(infer(PackageNetwork(members).eval(), pictures(), device=CPU), [2.0, 7.0])
+    joint = PackageNetwork([constant(1.0, "bmd_g_cm2", "tbs"), members[2]]).eval()
+    assert np.allclose(infer(joint, pictures(), device=CPU), [1.0, 4.0])
+    with pytest.raises(ValueError, match="no network predicts tbs"):
+        PackageNetwork(members[:2])
+
+
+def test_exchanging_the_sides_is_the_mean_of_both_orders(answering: BonePredictor) -> None:
+    given = pictures()
+    both = PackageNetwork([answering], test_time="exchange-sides").eval()
+    there, back = (infer(answering, one, device=CPU) for one in (given, given[:, ::-1]))
+    assert not np.allclose(there, back, atol=1e-5)
+    assert np.allclose(infer(both, given, device=CPU), (there + back) / 2, atol=1e-5)
+    assert np.array_equal(infer(PackageNetwork([answering]).eval(), given, device=CPU), there)

@@ -1,5 +1,11 @@
 """Training: it learns, it is a function of cohort and configuration, and no patient is in two sets."""
 
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +14,37 @@ import torch
 
 from models.crop import OUTSIDE_HU
 from models.inputs import network_input
-from models.package import ModelPackage
+from models.package import TARGETS, ModelPackage, PackageError
+from models.resnet50 import infer, load_network
 from models.training import (
     Cohort,
-    Run,
     TrainingConfig,
     augmented,
     batches,
     conformal_intervals,
+    flatness,
+    known_configurations,
     learning_rate,
+    load_configuration,
     train,
     train_package,
+    training_images,
 )
+from models.training.batches import seen_slabs, steps_per_epoch
 from tests.models.tiny import INPUT, tiny_cohort, tiny_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TWO_FOLDS = {
+    "heads": "separate",
+    "cross_folds": 2,
+    "validation_folds": [],
+    "calibration_folds": [],
+    "calibration": "cross",
+    "slab_images": 3,
+    "input": INPUT.to_dict() | {"slabs": 1},
+    "epochs": 1,
+    "architecture": "mobilenet_v3_small",
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +58,27 @@ def cohort(folder: Path) -> Cohort:
     return Cohort.read(folder)
 
 
+def paper_cohort(patients: int = 350) -> Cohort:
+    """As many patients of four vertebrae as the paper trained on, with next to no pictures."""
+    who = np.repeat(np.arange(patients), 4)
+    return Cohort(
+        slabs=np.full((len(who), 1, 3, 1, 1), OUTSIDE_HU, dtype=np.int16),
+        targets=np.ones((len(who), 2), dtype=np.float32),
+        hu=np.ones(len(who), dtype=np.float32),
+        patients=np.array([f"P{number}" for number in who]),
+        folds=who % 10,
+        rows=(),
+        facts={"provenance": "digital"},
+    )
+
+
+def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- the cohort and its folds -----------------------------------------------------------------------------------
+
+
 def test_cohort_keeps_rows_and_slabs_together(cohort: Cohort) -> None:
     assert cohort.slabs.shape == (40, 2, 3, 48, 48)
     brightness = cohort.slabs[:, 0, 1, 24, 24].astype(float)
@@ -42,67 +87,110 @@ def test_cohort_keeps_rows_and_slabs_together(cohort: Cohort) -> None:
 
 def test_no_patient_is_in_two_sets(cohort: Cohort) -> None:
     config = tiny_config()
+    (plan,) = config.members
     sets = [
         set(cohort.patients[cohort.where(folds)])
-        for folds in (config.training_folds, config.validation_folds, config.calibration_folds)
+        for folds in (plan.training, plan.validation, config.calibration_folds)
     ]
     assert sum(map(len, sets)) == len(set.union(*sets)) == 10
 
 
-def test_loss_falls_and_a_package_comes_out(folder: Path, tmp_path: Path) -> None:
-    config = tiny_config(epochs=6, name="tiny", version="0.1")
-    package = train_package(folder, tmp_path / "tiny-0.1", config, checkpoint_epochs=6)
-    assert package.manifest.synthetic_only
-    assert package.manifest.training["steps_done"] == 6 * 4
-    assert [one.levels for one in package.manifest.intervals] == [1, 2, 3, 4]
-    assert "digital patients only" in package.model_card()
-    assert ModelPackage.load(package.path).name == "tiny-0.1"
-    state = torch.load(tmp_path / "tiny-0.1.run" / "checkpoint.pt", weights_only=True)
-    losses = [entry["training_loss"] for entry in state["curve"]]
-    assert np.mean(losses[-2:]) < 0.6 * losses[0]
+def test_the_papers_protocol_counts_as_printed() -> None:
+    config = load_configuration("yoshida-2023")
+    cohort = paper_cohort()
+    plans = config.members
+    assert [(plan.fold, plan.targets) for plan in plans] == [(f, (t,)) for f in range(5) for t in TARGETS]
+    assert [plan.name for plan in plans[:3]] == ["fold0-bmd", "fold0-tbs", "fold1-bmd"]
+    for plan in plans:
+        assert plan.validation == (2 * plan.fold, 2 * plan.fold + 1)
+        assert cohort.patients_in(plan.training) == 280
+        assert cohort.patients_in(plan.validation) == 70
+        images = training_images(cohort, plan, config)
+        assert len(images) == len(np.unique(images, axis=0)) == 3360
+        assert len(cohort.where(plan.validation)) == 280
+        assert steps_per_epoch(len(images), config) == 168
+        assert not set(cohort.patients[images[:, 0]]) & set(cohort.patients[cohort.where(plan.validation)])
+    validated = np.concatenate([cohort.where(plan.validation) for plan in plans[::2]])
+    assert sorted(validated) == list(range(1400))  # everybody is judged once
 
 
-def test_killed_and_resumed_is_the_same_run(cohort: Cohort, tmp_path: Path) -> None:
-    config = tiny_config(epochs=2)
-    straight = train(cohort, config, tmp_path / "straight", checkpoint_epochs=2)
-    train(cohort, config, tmp_path / "halves", stop_after_epochs=1)
-    halves = train(cohort, config, tmp_path / "halves", resume=True)
-    assert halves.step == straight.step == 8
-    assert halves.curve == straight.curve
-    for name, value in straight.network.state_dict().items():
-        assert torch.equal(value, halves.network.state_dict()[name]), name
+def test_the_papers_protocol_is_the_papers() -> None:
+    config = load_configuration("yoshida-2023")
+    assert (config.batch, config.epochs, config.schedule, config.ema_decay, config.weight_decay) == (
+        20, 500, "constant", 0.0, 0.0,
+    )  # fmt: skip
+    assert (config.input.rows, config.input.columns, config.input.slabs, config.input.grey_levels) == (256, 256, 1, 255)
+    assert config.architecture == "resnet50"
+    smaller = TrainingConfig.from_dict(config.to_dict() | {"input": config.input.to_dict() | {"rows": 64}})
+    assert smaller.members == config.members
 
 
-def test_resuming_another_configuration_is_refused(cohort: Cohort, tmp_path: Path) -> None:
-    work = tmp_path / "run"
-    work.mkdir()
-    (work / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="not the run to resume"):
-        train(cohort, tiny_config(), work, resume=True)
+# --- configurations ---------------------------------------------------------------------------------------------
 
 
-def test_best_epoch_is_what_the_package_holds(cohort: Cohort, tmp_path: Path) -> None:
-    run: Run = train(cohort, tiny_config(epochs=2), tmp_path, checkpoint_epochs=2)
-    losses = [entry["validation_loss"] for entry in run.curve]
-    assert run.best_loss == min(losses)
-    assert run.best_epoch == int(np.argmin(losses)) + 1
+def test_the_shipped_configurations_are_complete_and_ours_is_the_default() -> None:
+    assert known_configurations() == ("osteogate", "yoshida-2023")
+    for name in known_configurations():
+        written = json.loads((ROOT / "models" / "configurations" / f"{name}.json").read_text())
+        assert written == json.loads(json.dumps(load_configuration(name).to_dict()))
+    assert load_configuration() == load_configuration("osteogate") == TrainingConfig()
 
 
-def test_statistics_stand_still_in_the_last_epochs(cohort: Cohort, tmp_path: Path) -> None:
-    config = tiny_config(epochs=2, frozen_epochs=1)
-    first = train(cohort, config, tmp_path, stop_after_epochs=1).best["trunk.bn1.running_mean"].clone()
-    run = train(cohort, config, tmp_path, resume=True)
-    assert torch.equal(run.network.state_dict()["trunk.bn1.running_mean"], first)
-    assert run.best_epoch == 2  # the kept epoch is one whose statistics stood still
+def test_an_unknown_configuration_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="osteogate, yoshida-2023"):
+        load_configuration("yoshida-2024")
+
+
+def test_a_configuration_file_is_read_and_a_wrong_one_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"epochs": 7}))
+    assert load_configuration(str(file)) == TrainingConfig(epochs=7)
+    file.write_text(json.dumps({"epoch_count": 7}))
+    with pytest.raises(ValueError, match=r"mine\.json: .*epoch_count"):
+        load_configuration(str(file))
+
+
+def test_configuration_survives_json() -> None:
+    config = tiny_config(validation_folds=[1, 2])
+    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"calibration": "cross"}, "cross_folds"),
+        ({"calibration_folds": []}, "calibration_folds"),
+        ({"validation_folds": [9]}, "in validation_folds and in calibration_folds"),
+        ({"cross_folds": 5}, "validation_folds"),
+        ({"cross_folds": 3}, "cross_folds"),
+        ({"slab_images": 3}, "slab_images"),
+        ({"schedule": "linear"}, "schedule"),
+        ({"precision": "fp16"}, "precision"),
+        ({"architecture": "lenet"}, "architecture"),
+        ({"architecture": "alexnet"}, "48 x 80 pixels are too few for alexnet"),
+        ({"input": {"slabs": 1}, "test_time": "exchange-sides"}, "sides"),
+        ({"epochs": 0}, "epochs"),
+        ({"validation_folds": []}, "validate"),
+    ],
+)
+def test_an_impossible_configuration_is_refused_by_setting(wrong: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        TrainingConfig.from_dict(wrong)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------
 
 
 def test_augmentation_is_repeatable_and_only_in_training(cohort: Cohort) -> None:
     config = tiny_config()
-    chosen = cohort.where(config.training_folds)
-    first = [pictures for pictures, _ in batches(cohort, chosen, config, 3)]
-    again = [pictures for pictures, _ in batches(cohort, chosen, config, 3)]
-    other = [pictures for pictures, _ in batches(cohort, chosen, config, 4)]
+    (plan,) = config.members
+    first = [pictures for pictures, _ in batches(cohort, plan, config, 3)]
+    again = [pictures for pictures, _ in batches(cohort, plan, config, 3)]
+    later = [pictures for pictures, _ in batches(cohort, plan, config, 3, first=2)]
+    other = [pictures for pictures, _ in batches(cohort, plan, config, 4)]
+    assert len(first) == 4
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(first[2:], later, strict=True))
     assert not np.array_equal(first[0], other[0])
     still = tiny_config(shift_px=0, offset_hu=0.0, noise_hu=0.0, erode_share=0.0)
     slabs = cohort.slabs[:4, 0].copy()
@@ -121,12 +209,167 @@ def test_augmentation_never_draws_bone_outside_the_mask(cohort: Cohort) -> None:
     assert (slabs == OUTSIDE_HU).any()
 
 
+def test_slabs_as_images_of_their_own_are_the_same_picture_in_every_channel() -> None:
+    config = tiny_config(**TWO_FOLDS)
+    slabs = np.arange(3 * 3, dtype=np.int16).reshape(3, 3, 1, 1)
+    seen = seen_slabs(slabs, np.array([-1, 0, 1]), config)
+    assert seen[:, 0, 0, 0].tolist() == [0, 4, 8]
+    wide = np.full((2, 1, 48, 48), 100, dtype=np.int16)
+    pictures = augmented(wide, config, np.random.default_rng(0))
+    assert pictures.shape == (2, 3, 32, 32)
+    assert np.array_equal(pictures[:, 0], pictures[:, 2])
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------
+
+
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     config = TrainingConfig(learning_rate=1e-3, warmup_share=0.1)
     rates = [learning_rate(step, 100, config) for step in range(100)]
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] < 1e-5
+    paper = load_configuration("yoshida-2023")
+    assert {learning_rate(step, 100, paper) for step in range(100)} == {paper.learning_rate}
+
+
+def test_loss_falls_and_a_package_comes_out(folder: Path, tmp_path: Path) -> None:
+    config = tiny_config(epochs=6, name="tiny", version="0.1")
+    package = train_package(folder, tmp_path / "tiny-0.1", config)
+    manifest = package.manifest
+    assert manifest.synthetic_only
+    assert manifest.finished
+    assert manifest.training["steps_done"] == manifest.training["steps_planned"] == 6 * 4
+    assert [one.levels for one in manifest.intervals] == [1, 2, 3, 4]
+    assert "digital patients only" in package.model_card().lower()
+    assert "Unfinished" not in package.model_card()
+    assert ModelPackage.load(package.path).name == "tiny-0.1"
+    assert TrainingConfig.from_dict(json.loads((package.path / "config.json").read_text())) == config
+    assert (package.path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (member,) = json.loads((package.path / "training.json").read_text())["members"]
+    losses = [entry["training_loss"] for entry in member["curve"]]
+    assert np.mean(losses[-2:]) < 0.6 * losses[0]
+    with pytest.raises(PackageError, match="never overwritten"):
+        train_package(folder, tmp_path / "tiny-0.1", config, resume=True)
+
+
+def test_stopped_anywhere_and_resumed_is_the_same_run(cohort: Cohort, tmp_path: Path) -> None:
+    config = tiny_config(epochs=2, ema_decay=0.9, architecture="mobilenet_v3_small")  # it has dropout
+    (straight,) = train(cohort, config, tmp_path / "straight")
+    for steps in (3, 4, 6, None):  # within an epoch, at its end, within the next
+        (parts,) = train(cohort, config, tmp_path / "parts", resume=True, stop_after_steps=steps)
+        assert parts.step == (steps or 8)
+    assert parts.curve == straight.curve
+    assert parts.best_epoch == straight.best_epoch
+    assert same_state(parts.best, straight.best)
+
+
+def test_killed_within_an_epoch_and_resumed_is_the_same_run(folder: Path, cohort: Cohort, tmp_path: Path) -> None:
+    config = tiny_config(epochs=3, ema_decay=0.9, architecture="mobilenet_v3_small")
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    code = f"""
+import torch
+from pathlib import Path
+from models.training import Cohort, load_configuration, train
+torch.set_num_threads(1)
+config = load_configuration({str(tmp_path / "config.json")!r})
+train(Cohort.read(Path({str(folder)!r})), config, Path({str(killed)!r}), checkpoint_seconds=0)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        while True:
+            assert process.poll() is None, "it ended before it could be killed"
+            if (killed / "fold0.pt").exists() and (step := _step_in(killed / "fold0.pt")) % 4 not in (0, 3):
+                break
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    left = _step_in(killed / "fold0.pt")
+    assert step <= left < 12
+    (resumed,) = train(cohort, config, killed, resume=True)
+    (whole,) = train(cohort, config, straight)
+    assert resumed.step == whole.step == 12
+    assert resumed.curve == whole.curve
+    assert same_state(resumed.best, whole.best)
+
+
+def _step_in(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True, mmap=True)["numbers"]["step"])
+
+
+def test_resuming_another_run_is_refused(cohort: Cohort, tmp_path: Path) -> None:
+    work = tmp_path / "run"
+    train(cohort, tiny_config(), work, stop_after_steps=1)
+    with pytest.raises(ValueError, match="holds a run"):
+        train(cohort, tiny_config(), work)
+    with pytest.raises(ValueError, match="not the run to resume"):
+        train(cohort, tiny_config(seed=2), work, resume=True)
+    others = dataclasses.replace(cohort, targets=cohort.targets + 1)
+    with pytest.raises(ValueError, match="not the run to resume"):
+        train(others, tiny_config(), work, resume=True)
+    with pytest.raises(ValueError, match="no fold 3"):
+        train(cohort, tiny_config(), work, resume=True, folds=(3,))
+
+
+def test_best_epoch_is_kept_of_the_averaged_weights(cohort: Cohort, tmp_path: Path) -> None:
+    config = tiny_config(epochs=2, ema_decay=0.9)
+    (averaged,) = train(cohort, config, tmp_path / "averaged")
+    losses = [entry["validation_loss"] for entry in averaged.curve]
+    assert averaged.best_epoch == int(np.argmin(losses)) + 1
+    (plain,) = train(cohort, tiny_config(epochs=2), tmp_path / "plain")
+    assert plain.curve[0]["training_loss"] == averaged.curve[0]["training_loss"]  # averaging does not steer
+    assert plain.curve[0]["validation_loss"] != averaged.curve[0]["validation_loss"]
+
+
+# --- several networks -------------------------------------------------------------------------------------------
+
+
+def test_two_folds_of_two_targets_in_parts(folder: Path, cohort: Cohort, tmp_path: Path) -> None:
+    """One fold, then all, some steps each, then the rest: four networks, and their mean answers."""
+    config = tiny_config(**TWO_FOLDS)  # 5 patients x 4 x 3 = 60 images, 7 steps
+    out = tmp_path / "two"
+    with pytest.raises(ValueError, match="no network of bmd_g_cm2 has finished an epoch"):
+        train_package(folder, out, config, stop_after_steps=2)
+    first = train_package(folder, out, config, resume=True, folds=(0,))
+    assert [member.file for member in first.manifest.members] == ["fold0-bmd.safetensors", "fold0-tbs.safetensors"]
+    assert not first.manifest.finished
+    assert "**Unfinished: 18 of 28 steps.**" in first.model_card()
+    assert first.manifest.metrics["calibration"]["n_patients"] == 5  # only whom fold 0 never saw
+    package = train_package(folder, out, config, resume=True)
+    manifest = package.manifest
+    assert manifest.finished
+    assert [(one.fold, one.targets, one.steps, one.best_epoch) for one in manifest.members] == [
+        (fold, (target,), 7, 1) for fold in (0, 1) for target in TARGETS
+    ]
+    assert manifest.metrics["calibration"]["n_patients"] == 10
+    assert "28 of 28 steps" in package.model_card()
+    pictures = network_input(cohort.slabs[:3, 0], config.input)
+    network = load_network(package, torch.device("cpu"))
+    answer = infer(network, pictures, device=torch.device("cpu"))
+    single = [infer(member, pictures, device=torch.device("cpu"))[:, 0] for member in network.members]
+    assert np.allclose(answer[:, 0], (single[0] + single[2]) / 2, atol=1e-6)
+    assert np.allclose(answer[:, 1], (single[1] + single[3]) / 2, atol=1e-6)
+
+
+# --- what is said of it -----------------------------------------------------------------------------------------
+
+
+def curve_of(losses: np.ndarray) -> list[dict[str, float]]:
+    return [{"epoch": number + 1, "validation_loss": float(loss)} for number, loss in enumerate(losses)]
+
+
+def test_a_falling_curve_is_not_flat_and_a_level_one_is() -> None:
+    epochs = np.arange(60)
+    assert flatness(curve_of(1 / (1 + epochs)))["flat"] is False
+    level = 0.1 + np.exp(-epochs / 4)
+    assert flatness(curve_of(level))["flat"] is True
+    level[[50, 57]] = 90.0  # spikes do not decide
+    assert flatness(curve_of(level))["flat"] is True
+    assert flatness(curve_of(level[:20])) == {"flat": None, "fall": None}
+    fall = flatness(curve_of(np.linspace(2.0, 1.0, 60)))["fall"]
+    assert fall == pytest.approx(11 / 59)  # the last 12 epochs' share, of the best loss 1.0
 
 
 def test_conformal_intervals_cover_what_they_promise() -> None:
@@ -144,10 +387,3 @@ def test_with_few_patients_the_interval_is_the_largest_error() -> None:
     intervals = conformal_intervals(errors, np.array(["A", "B"]))
     assert intervals[0].bmd_g_cm2 == pytest.approx(0.3)
     assert intervals[0].tbs == pytest.approx(0.2)
-
-
-def test_configuration_survives_json() -> None:
-    config = tiny_config(validation_folds=[1, 2])
-    assert TrainingConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(ValueError, match="epoch_count"):
-        TrainingConfig.from_dict({"epoch_count": 5})

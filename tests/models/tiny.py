@@ -18,7 +18,7 @@ def tiny_config(**changes: object) -> TrainingConfig:
     values = {
         "architecture": "resnet18",
         "epochs": 3,
-        "frozen_epochs": 0,
+        "ema_decay": 0.0,
         "batch": 8,
         "precision": "fp32",
         "input": INPUT.to_dict(),

@@ -1,0 +1,42 @@
+"""Training: cohort -> batches -> steps -> best epoch -> calibrated package.
+
+cohort.py          vertebrae with their truth
+configuration.py   what is trained on whom, and how; the shipped configurations by name
+batches.py         training images, augmentation
+loop.py            learning rate, step, evaluate, log, checkpoint
+calibration.py     prediction intervals
+packaging.py       a run becomes a model package
+"""
+
+from models.training.batches import augmented, batches, training_images
+from models.training.calibration import conformal_intervals
+from models.training.cohort import Cohort
+from models.training.configuration import (
+    MemberPlan,
+    TrainingConfig,
+    known_configurations,
+    load_configuration,
+)
+from models.training.loop import Run, Trained, correlation, learning_rate, predict_cohort, train
+from models.training.packaging import flatness, package_run, train_package
+
+__all__ = [
+    "Cohort",
+    "MemberPlan",
+    "Run",
+    "Trained",
+    "TrainingConfig",
+    "augmented",
+    "batches",
+    "conformal_intervals",
+    "correlation",
+    "flatness",
+    "known_configurations",
+    "learning_rate",
+    "load_configuration",
+    "package_run",
+    "predict_cohort",
+    "train",
+    "train_package",
+    "training_images",
+]

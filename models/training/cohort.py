@@ -1,0 +1,81 @@
+"""Vertebrae with their truth, as a folder holds them."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from models.resnet50 import Floats
+
+Ints = npt.NDArray[np.int64]
+TENTHS = 10  # a cohort's `fold` column: tenths of its patients
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Vertebrae with their truth, read from a folder that `phantom cohort` (or a hospital's store) wrote.
+
+    cohort.csv has a row per vertebra; its columns `slabs` and `index` say which array of which npz file.
+    """
+
+    slabs: npt.NDArray[np.int16]  # [vertebrae, mask variants, slabs, size, size] HU
+    targets: Floats  # [vertebrae, 2]: BMD g/cm2, TBS
+    hu: Floats  # [vertebrae] the comparator
+    patients: npt.NDArray[np.str_]  # [vertebrae]
+    folds: Ints  # [vertebrae], 0..9, one per patient
+    rows: tuple[Mapping[str, str], ...]
+    facts: Mapping[str, Any]  # cohort.json: at least `provenance`, "digital" or "site"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        with (folder / "cohort.csv").open(newline="", encoding="utf-8") as stream:
+            rows = tuple(csv.DictReader(stream))
+        if not rows:
+            raise ValueError(f"{folder / 'cohort.csv'} holds no vertebra")
+        facts = json.loads((folder / "cohort.json").read_text(encoding="utf-8"))
+        arrays: dict[str, npt.NDArray[np.int16]] = {}
+        for name in dict.fromkeys(row["slabs"] for row in rows):
+            with np.load(folder / name, allow_pickle=False) as stored:
+                arrays[name] = stored["hu"]
+        return cls(
+            slabs=np.stack([arrays[row["slabs"]][int(row["index"])] for row in rows]),
+            targets=_column(rows, "bmd_g_cm2", "tbs"),
+            hu=_column(rows, "hu")[:, 0],
+            patients=np.array([row["patient_id"] for row in rows]),
+            folds=np.array([int(row["fold"]) for row in rows]),
+            rows=rows,
+            facts={"provenance": str(facts.pop("provenance")), **facts},
+        )
+
+    @property
+    def provenance(self) -> str:
+        """Where the pairs come from: digital or site."""
+        return str(self.facts["provenance"])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of everything that training sees: slabs, truth, patients and folds."""
+        digest = hashlib.sha256()
+        for array in (self.slabs, self.targets, self.folds):
+            digest.update(np.ascontiguousarray(array).data)
+        digest.update("\n".join(self.patients).encode())
+        return digest.hexdigest()
+
+    def where(self, folds: tuple[int, ...]) -> Ints:
+        """Indices of the vertebrae whose patients are in these folds."""
+        return np.flatnonzero(np.isin(self.folds, folds))
+
+    def patients_in(self, folds: tuple[int, ...]) -> int:
+        """How many patients are in these folds."""
+        return len(set(self.patients[self.where(folds)]))
+
+
+def _column(rows: tuple[Mapping[str, str], ...], *names: str) -> Floats:
+    return np.array([[float(row[name]) for name in names] for row in rows], dtype=np.float32)

@@ -1,0 +1,324 @@
+"""A run becomes a model package: best epochs, intervals, curves, the whole configuration and a model card."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from scipy import stats
+
+from models.package import TARGETS, WEIGHTS, Manifest, Member, ModelPackage, refuse_to_overwrite, write_members
+from models.resnet50 import Floats, PackageNetwork
+from models.training.calibration import COVERAGE, conformal_intervals
+from models.training.cohort import Cohort, Ints
+from models.training.configuration import DEFAULT, TrainingConfig, load_configuration
+from models.training.loop import CHECKPOINT_SECONDS, Trained, correlation, predict_cohort, resolved, train
+
+FLAT_SHARE = 0.2  # of the curve, at its end
+FLAT_POINTS = 5  # a line through fewer says nothing
+FLAT_FALL = 0.05  # of the best epoch's loss; ours
+FLAT_DEFINITION = (
+    f"the Theil-Sen line through the last fifth of the validation curve (at least {FLAT_POINTS} epochs) falls, from "
+    f"that fifth's first epoch to its last, by less than {FLAT_FALL:.0%} of the best epoch's loss"
+)
+
+
+def train_package(
+    cohort_dir: Path,
+    out: Path,
+    config: TrainingConfig | Path | str = DEFAULT,
+    *,
+    device: torch.device | None = None,
+    resume: bool = False,
+    stop_after_steps: int | None = None,
+    folds: tuple[int, ...] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    console: Console | None = None,
+) -> ModelPackage:
+    """Cohort folder -> trained, calibrated package at `out`; the run's checkpoints lie beside it, in `out`.run.
+
+    `config` may be a shipped configuration's name, or a JSON file with any of TrainingConfig's fields. A run that was
+    stopped (`stop_after_steps`, of each network, or `folds`) makes a package too, which says that it is unfinished;
+    the resumed run's package takes its place.
+
+    Raises:
+        ValueError: the configuration or the run to resume is not there, or no network of some target is yet.
+        PackageError: a finished package is at `out`.
+    """
+    refuse_to_overwrite(out)
+    if not isinstance(config, TrainingConfig):
+        config = load_configuration(str(config))
+    device = device or torch.device("cpu")
+    config = resolved(config, device)
+    cohort = Cohort.read(cohort_dir)
+    trained = train(
+        cohort,
+        config,
+        out.with_name(f"{out.name}.run"),
+        device=device,
+        resume=resume,
+        stop_after_steps=stop_after_steps,
+        folds=folds,
+        checkpoint_seconds=checkpoint_seconds,
+        console=console,
+    )
+    return package_run(trained, cohort, config, out, device=device)
+
+
+def package_run(
+    trained: Sequence[Trained],
+    cohort: Cohort,
+    config: TrainingConfig,
+    out: Path,
+    *,
+    device: torch.device | None = None,
+) -> ModelPackage:
+    """Each network's best epoch, with intervals from patients that its errors were not trained on."""
+    kept = [one for one in trained if one.best]
+    for target in TARGETS:
+        if not any(target in one.plan.targets for one in kept):
+            raise ValueError(f"no package yet: no network of {target} has finished an epoch; resume the run")
+    judged, predicted = _held_out(kept, cohort, config, device or torch.device("cpu"))
+    errors = predicted - cohort.targets[judged]
+    files = {one.plan.name: WEIGHTS if len(config.members) == 1 else f"{one.plan.name}.safetensors" for one in kept}
+    finished = len(kept) == len(config.members) and all(one.finished for one in kept)
+    manifest = Manifest(
+        name=config.name,
+        version=config.version,
+        architecture=config.architecture,
+        targets=TARGETS,
+        input=config.input.to_dict(),
+        training=_training(trained, cohort, config),
+        synthetic_only=cohort.provenance == "digital",
+        metrics={"calibration": _metrics(judged, predicted, cohort)},
+        intervals=conformal_intervals(errors, cohort.patients[judged]),
+        interval_level=COVERAGE,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        members=tuple(
+            Member(files[one.plan.name], one.plan.fold, one.plan.targets, one.step, one.best_epoch) for one in kept
+        ),
+        test_time=config.test_time,
+        finished=finished,
+    )
+    curves = [{"name": one.plan.name, "targets": one.plan.targets, "curve": one.curve} for one in trained]
+    extra: dict[str, str | bytes] = {
+        "config.json": json.dumps(config.to_dict(), indent=2) + "\n",
+        "training.json": json.dumps({"members": curves}, indent=1) + "\n",
+        "curves.png": curves_png(trained),
+    }
+    tensors = {files[one.plan.name]: one.network(config).tensors() for one in kept}
+    return write_members(out, manifest, tensors, model_card(manifest), extra)
+
+
+def _held_out(
+    kept: Sequence[Trained], cohort: Cohort, config: TrainingConfig, device: torch.device
+) -> tuple[Ints, Floats]:
+    """(vertebrae, predictions [vertebrae, 2]) that calibrate: split or cross, see calibration.py."""
+    if config.calibration == "split":
+        held_out = cohort.where(config.calibration_folds)
+        network = _together(kept, config, device)
+        return held_out, predict_cohort(network, cohort, held_out, config.input, "fp32", device)
+    predicted = np.full((len(cohort.patients), len(TARGETS)), np.nan, dtype=np.float32)
+    for fold in dict.fromkeys(one.plan.fold for one in kept):
+        members = [one for one in kept if one.plan.fold == fold]
+        if {target for one in members for target in one.plan.targets} != set(TARGETS):
+            continue  # this fold's networks are not all there yet
+        unseen = cohort.where(members[0].plan.validation)
+        network = _together(members, config, device)
+        predicted[unseen] = predict_cohort(network, cohort, unseen, config.input, "fp32", device)
+    judged = np.flatnonzero(~np.isnan(predicted).any(axis=1))
+    if len(judged) == 0:
+        raise ValueError("no package yet: no fold has a network of every target; resume the run")
+    return judged, predicted[judged]
+
+
+def _together(members: Sequence[Trained], config: TrainingConfig, device: torch.device) -> PackageNetwork:
+    network = PackageNetwork([one.network(config) for one in members], TARGETS, config.test_time)
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _metrics(judged: Ints, predicted: Floats, cohort: Cohort) -> dict[str, Any]:
+    truth, hu = cohort.targets[judged], cohort.hu[judged]
+    return {
+        "n_vertebrae": len(judged),
+        "n_patients": len(set(cohort.patients[judged])),
+        "bmd_r": correlation(predicted[:, 0], truth[:, 0]),
+        "tbs_r": correlation(predicted[:, 1], truth[:, 1]),
+        "hu_bmd_r": correlation(hu, truth[:, 0]),
+        "hu_tbs_r": correlation(hu, truth[:, 1]),
+        "bmd_mean_error": float((predicted - truth)[:, 0].mean()),
+        "tbs_mean_error": float((predicted - truth)[:, 1].mean()),
+    }
+
+
+def _training(trained: Sequence[Trained], cohort: Cohort, config: TrainingConfig) -> dict[str, Any]:
+    """What the manifest says of the run: the configuration, the patients, and the steps really done."""
+    first = config.members[0]
+    steps_each = trained[0].steps  # of a whole network; folds may differ by a batch or two
+    by_name = {one.plan.name: one for one in trained}
+    return {
+        "provenance": cohort.provenance,
+        "cohort": dict(cohort.facts),
+        "cohort_sha256": cohort.sha256,
+        "config": config.to_dict(),
+        "patients": {
+            "training": cohort.patients_in(first.training),
+            "validation": cohort.patients_in(first.validation),
+            "calibration": cohort.patients_in(config.calibration_folds),
+        },
+        "steps_done": sum(one.step for one in trained),
+        "steps_planned": sum(
+            by_name[plan.name].steps if plan.name in by_name else steps_each for plan in config.members
+        ),
+        "flat_definition": FLAT_DEFINITION,
+        "members": {
+            one.plan.name: {
+                "targets": list(one.plan.targets),
+                "steps_done": one.step,
+                "steps_planned": one.steps,
+                "best_epoch": one.best_epoch,
+                **flatness(one.curve),
+            }
+            for one in trained
+        },
+    }
+
+
+def flatness(curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Whether more epochs would have helped: `flat` by FLAT_DEFINITION, and by how much the last fifth fell.
+
+    Theil-Sen's line, because a validation curve has spikes. A rising end (overfitting) is flat: the best epoch lies
+    behind it. Both are null where the last fifth is too short.
+    """
+    losses = np.array([entry["validation_loss"] for entry in curve])
+    last = losses[len(losses) - round(FLAT_SHARE * len(losses)) :]
+    if len(last) < FLAT_POINTS:
+        return {"flat": None, "fall": None}
+    fall = float(-stats.theilslopes(last).slope * (len(last) - 1) / losses.min())
+    return {"flat": fall < FLAT_FALL, "fall": fall}
+
+
+def curves_png(trained: Sequence[Trained]) -> bytes:
+    """Training and validation loss of every network over its epochs."""
+    from matplotlib.figure import Figure  # heavy; only a package needs it
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, one in enumerate(trained):
+        epochs = [entry["epoch"] for entry in one.curve]
+        for name, style in (("validation", "-"), ("training", ":")):
+            losses = [entry[f"{name}_loss"] for entry in one.curve]
+            axes.plot(epochs, losses, style, color=f"C{number}", linewidth=1, label=f"{one.plan.name} {name}")
+        if one.best_epoch:
+            best = one.curve[one.best_epoch - 1]
+            axes.plot(best["epoch"], best["validation_loss"], "o", color=f"C{number}", markersize=4)
+    axes.set(xlabel="epoch (the dot is kept)", ylabel="Huber loss, standard deviations", yscale="log")
+    axes.legend(fontsize="x-small", ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=100)
+    return stream.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------
+# For people
+
+
+def model_card(manifest: Manifest) -> str:
+    """What people must know before they use the package."""
+    held_out = manifest.metrics["calibration"]
+    training = manifest.training
+    config = training["config"]
+    widths = "\n".join(f"| {one.levels} | {one.bmd_g_cm2:.3f} | {one.tbs:.3f} |" for one in manifest.intervals)
+    if manifest.synthetic_only:
+        kind = "digital patients only (no person's image)"
+        tbs = " TBS is *simulated* TBS."
+        use = (
+            "Digital patients: demonstration, tests, and a start for training on a site's own pairs.\n"
+            "For a real patient its values are shown as investigational and drive no decision."
+        )
+    else:
+        kind, tbs = "patients of one site", ""
+        use = "Non-contrast 120 kVp CT of adults of the site it was trained on."
+    slabs = "three masked sagittal CT slabs" if config["input"]["slabs"] == 3 else "one masked sagittal CT slab"
+    if config["calibration"] == "cross":
+        judged = f"{held_out['n_patients']} patients, each judged by the networks of the fold that never trained on it"
+        intervals = "from these out-of-fold errors"
+    else:
+        judged = f"{held_out['n_patients']} calibration patients, who neither trained nor chose an epoch"
+        intervals = "split-conformal"
+    unfinished = ""
+    if not manifest.finished:
+        done, planned = training["steps_done"], training["steps_planned"]
+        unfinished = f"\n**Unfinished: {done} of {planned} steps.** The run can be resumed; its figures will change.\n"
+    return f"""# {manifest.name} {manifest.version}
+
+Investigational, not a medical device; confirm with DXA.
+{unfinished}
+**What it does.** Estimates lumbar DXA bone mineral density (g/cm2) and trabecular bone score of a vertebra
+from {slabs} (5 mm thick), after Yoshida et al. 2023
+(doi 10.1097/RCT.0000000000001437).
+{_networks(manifest)}
+
+**What it was trained on.** {_patients(manifest, kind)}{tbs}
+
+**Intended use.** {use}
+
+**Results on {judged}** (per vertebra, n {held_out["n_vertebrae"]}):
+
+| | r | mean error |
+|---|---|---|
+| BMD | {held_out["bmd_r"]:.3f} | {held_out["bmd_mean_error"]:+.4f} g/cm2 |
+| TBS | {held_out["tbs_r"]:.3f} | {held_out["tbs_mean_error"]:+.4f} |
+| HU with BMD (comparator) | {held_out["hu_bmd_r"]:.3f} | |
+| HU with TBS (comparator) | {held_out["hu_tbs_r"]:.3f} | |
+
+**{manifest.interval_level:.0%} intervals** ({intervals}; half-widths of a mean over so many vertebrae):
+
+| vertebrae | BMD g/cm2 | TBS |
+|---|---|---|
+{widths}
+
+**Training.** {training["steps_done"]} of {training["steps_planned"]} steps in {config["precision"]}.
+
+| network | targets | steps | epoch kept | validation curve |
+|---|---|---|---|---|
+{_members(manifest)}
+
+Flat means: {training["flat_definition"]}.
+
+**Limits.** Not for contrast-enhanced CT, other tube voltages than 120 kVp, fractured or operated vertebrae,
+metal. The network was trained on masks that follow the bone; coarse masks shift its values.
+Intervals hold for patients like the calibration patients, not for other scanners or populations.
+"""
+
+
+def _networks(manifest: Manifest) -> str:
+    batch, count = manifest.training["config"]["batch"], len(manifest.members)
+    head = "one joint head" if manifest.training["config"]["heads"] == "joint" else "a network per target"
+    many = "" if count == 1 else f"; the mean of {count} networks"
+    sides = "; the mean over both orders of the slabs" if manifest.test_time == "exchange-sides" else ""
+    return f"Trunk {manifest.architecture}, untrained start, {head}, batches of {batch}{many}{sides}."
+
+
+def _patients(manifest: Manifest, kind: str) -> str:
+    count, folds = manifest.training["patients"], manifest.training["config"]["cross_folds"]
+    each = "" if folds == 1 else f"in each of {folds} folds "
+    apart = f", {count['calibration']} to set the intervals" if count["calibration"] else ""
+    chosen = f"{count['training']} to train, {count['validation']} to choose the\nepoch{apart}."
+    return f"{kind[0].upper()}{kind[1:]}: {each}{chosen}"
+
+
+def _members(manifest: Manifest) -> str:
+    """A row per network that has begun."""
+    curve = {True: "flat", False: "not flat", None: "too short to tell"}
+    return "\n".join(
+        f"| {name} | {', '.join(one['targets'])} | {one['steps_done']} of {one['steps_planned']} "
+        f"| {one['best_epoch'] or 'none yet'} | {curve[one['flat']]} |"
+        for name, one in manifest.training["members"].items()
+    )
