@@ -20,9 +20,9 @@ from models.evaluation.table import Array, Bools
 RATES = ("sensitivity", "specificity", "ppv", "npv", "fpr", "fnr", "accuracy")
 
 
-def rates(tp: int, fn: int, fp: int, tn: int) -> dict[str, Any]:
-    """The counts and the paper's seven rates of them, each with its Wilson interval; null without a denominator."""
-    parts = {
+def fractions(tp: int, fn: int, fp: int, tn: int) -> dict[str, tuple[int, int]]:
+    """The seven RATES as (part, whole)."""
+    return {
         "sensitivity": (tp, tp + fn),
         "specificity": (tn, tn + fp),
         "ppv": (tp, tp + fp),
@@ -31,8 +31,12 @@ def rates(tp: int, fn: int, fp: int, tn: int) -> dict[str, Any]:
         "fnr": (fn, tp + fn),
         "accuracy": (tp + tn, tp + fn + fp + tn),
     }
+
+
+def rates(tp: int, fn: int, fp: int, tn: int) -> dict[str, Any]:
+    """The counts and the paper's seven rates of them, each with its Wilson interval; null without a denominator."""
     found: dict[str, Any] = {"tp": tp, "fn": fn, "fp": fp, "tn": tn}
-    for name, (part, whole) in parts.items():
+    for name, (part, whole) in fractions(tp, fn, fp, tn).items():
         found[name] = part / whole if whole else None
         found[f"{name}_ci"] = wilson(part, whole)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.evaluation.detection import resampled_areas
+from models.evaluation.detection import fractions, resampled_areas
 from models.evaluation.statistics import association, percentiles, resampled_correlations
 from models.evaluation.table import Array, Bools, Table
 
@@ -36,6 +36,11 @@ def paper_percent(part: int, whole: int) -> int:
     """
     once = (Decimal(100 * part) / Decimal(whole)).quantize(Decimal("0.1"), ROUND_HALF_UP)
     return int(once.quantize(Decimal(1), ROUND_HALF_UP))
+
+
+def paper_percents(tp: int, fn: int, fp: int, tn: int) -> tuple[int, ...]:
+    """A 2 x 2 table's seven rates as the paper would print them."""
+    return tuple(paper_percent(part, whole) for part, whole in fractions(tp, fn, fp, tn).values())
 
 
 def gap_closed(paper_r: float, ours_r: float, oracle_r: float) -> float | None:

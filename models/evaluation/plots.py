@@ -72,9 +72,11 @@ def _bland_altman(table: Table) -> bytes:
             lines += [(low, "\u22121.96 SD", "--"), (high, "+1.96 SD", "--")]
         for value, label, line in lines:
             one.axhline(value, color=COMPARED, linewidth=1.2, linestyle=line)
+            text = f"{label} {value:+.3f}".replace("-", "\u2212")
             one.annotate(
-                f"{label} {value:+.3f}", (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-                textcoords="offset points", ha="right", fontsize=9, color=COMPARED,
+                text, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 4), textcoords="offset points",
+                ha="right", fontsize=9, color=COMPARED,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )  # fmt: skip
         one.set(title=f"Bland-Altman: {title}", xlabel="mean of estimate and DXA", ylabel="estimate \u2212 DXA")
     return _png(figure)

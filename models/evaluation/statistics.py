@@ -74,11 +74,13 @@ def association(estimate: Array, truth: Array, patients: Names | None = None) ->
     result = stats.pearsonr(estimate, truth)
     interval = result.confidence_interval(1 - ALPHA)
     codes = _codes(patients, len(truth))
+    members = int(codes.max()) + 1
+    resampled = None if members < 2 else resampled_correlations(estimate, truth, codes, resamples(members))
     return {
         "n": len(truth),
         "r": float(result.statistic),
         "r_ci": [float(interval.low), float(interval.high)],
-        "r_ci_patient": percentiles(resampled_correlations(estimate, truth, codes, resamples(int(codes.max()) + 1))),
+        "r_ci_patient": None if resampled is None else percentiles(resampled),
         "p": float(result.pvalue),
     }
 
@@ -156,7 +158,7 @@ def error_regression(
 
     A group of k names enters as k - 1 indicators beside its first name; `joint` tests them together. `p` takes the
     rows as independent, as the paper does; `p_clustered` lets those of a patient depend on each other. None where
-    there are too few rows, or one variable tells another.
+    there are too few rows, nothing varies, or one variable tells another.
     """
     names, columns = ["intercept"], [np.ones_like(error)]
     for name, values in numbers.items():
@@ -170,7 +172,9 @@ def error_regression(
         names += [f"{name}[{label}]" for label in known[1:]]
         columns += [(labels == label).astype(float) for label in known[1:]]
     design = np.stack(columns, axis=1)
-    if len(error) <= len(names) + 2 or np.linalg.matrix_rank(design) < len(names) or not varies(error):
+    if len(names) == 1 or len(error) <= len(names) + 2 or not varies(error):
+        return None
+    if np.linalg.matrix_rank(design) < len(names):
         return None
     fit = OLS(error, design).fit()
     codes = patient_codes(patients)
