@@ -423,6 +423,9 @@ def _add_models(commands: Any) -> None:
     evaluate.add_argument("--model", required=True, metavar="PACKAGE", help="a folder, an id, or 'active'")
     evaluate.add_argument("--cohort", type=Path, required=True, metavar="DIR")
     evaluate.add_argument("--out", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument(
+        "--comparators-from", type=Path, metavar="DIR", help="a cohort to fit the comparators on (else cross-fitted)"
+    )
     models = commands.add_parser("models", help="model packages").add_subparsers(required=True, metavar="ACTION")
     _command(models, "list", run_models_list, "the packages at hand")
     show = _command(models, "show", run_models_show, "one package's card and manifest")
@@ -465,7 +468,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
         for entry in load_references().entries
         if entry.provenance is ReferenceOrigin.DIGITAL
     }
-    report = evaluate_package(package_path(options.model), options.cohort, options.out, young_adults)
+    report = evaluate_package(
+        package_path(options.model), options.cohort, options.out, young_adults, options.comparators_from
+    )
     print(json.dumps(report["per_vertebra"], indent=2))
     print(options.out / "report.html")
     return 0

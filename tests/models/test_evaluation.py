@@ -1,6 +1,7 @@
 """The evaluation on a toy table, against scipy and by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from models.evaluation import (
     detection,
     evaluate,
     evaluate_package,
+    make_table,
     report,
     train_package,
 )
 from models.package import Interval, Manifest
+from models.training import Cohort
 from tests.models.tiny import tiny_cohort, tiny_config
 
 
@@ -103,9 +106,25 @@ def test_train_then_evaluate_as_a_user_would(tmp_path: Path) -> None:
     assert document["per_patient"]["osteopenia"]["auc"] is not None
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png;base64," in page
+    assert document["per_vertebra"]["gbm_bmd"]["n"] == 40
+    assert document["per_vertebra"]["oracle_bmd"] is None
+    assert "interval" not in document["subgroups"]  # cohort.csv gives no interval_days
     assert "<script" not in page
     assert "not a medical device" in page
-    assert (tmp_path / "out" / "scatter.png").stat().st_size > 10_000
+    for plot in ("scatter", "bland_altman", "roc", "calibration", "subgroups"):
+        assert (tmp_path / "out" / f"{plot}.png").stat().st_size > 5_000
     held_out = evaluate(package, cohort, tmp_path / "fold", folds=(9,))
     assert held_out["n_patients"] == 1
     assert held_out["per_patient"]["osteopenia"] is None  # no young-adult reference given
+
+
+def test_a_cohort_that_knows_the_interval_is_split_by_it(tmp_path: Path) -> None:
+    cohort = Cohort.read(tiny_cohort(tmp_path / "cohort"))
+    rows = tuple({**row, "interval_days": str(10 * int(row["seed"]))} for row in cohort.rows)
+    chosen = np.arange(len(rows))
+    made = make_table(replace(cohort, rows=rows), chosen, cohort.targets.astype(np.float64))
+    assert made.numbers["interval_days"][-1] == 90
+    assert list(made.groups["interval"][[0, -1]]) == ["short", "long"]
+    assert (made.groups["interval"] == "short").sum() == 20
+    rows[0]["interval_days"] = ""  # type: ignore[index]
+    assert "interval" not in make_table(replace(cohort, rows=rows), chosen, cohort.targets.astype(np.float64)).groups

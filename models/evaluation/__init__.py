@@ -1,0 +1,226 @@
+"""How good a package is: the paper's statistics on a cohort with known truth (report.json, report.html, plots).
+
+Yoshida 2023 reports, per vertebra, Pearson's r of the network and of CT attenuation (HU, the comparator) with
+BMD and TBS, and per patient the detection of osteopenia (%YAM < 80), osteoporosis (%YAM < 70) and impaired
+microarchitecture (TBS <= 1.31). A patient's value is the mean over L1-L4. What a cohort can't tell is null,
+never invented: %YAM needs the young-adult mean of the cohort's own scanner and population. Statistics come
+from scipy, statsmodels and scikit-learn.
+
+    table        truth and estimates, a row per vertebra
+    statistics   association, agreement, normality, calibration, regression, power
+    tasks        what is detected per patient;  detection: ROC area, cuts, rates
+    subgroups    the paper's Table 4, coverage of the prediction intervals
+    comparators  gradient boosting on hand-made features, the oracle
+    paper        what the paper prints, and its sample size
+    plots, page  for people
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.evaluation.comparators import Comparators, compare
+from models.evaluation.detection import area, detection
+from models.evaluation.page import page
+from models.evaluation.paper import gap_closed, paper_percent, paper_sized
+from models.evaluation.plots import draw_plots
+from models.evaluation.statistics import (
+    agreement,
+    association,
+    calibration,
+    correlation_power,
+    distribution,
+    error_regression,
+)
+from models.evaluation.subgroups import by_group, coverage, detection_tests
+from models.evaluation.table import Array, Names, Table
+from models.evaluation.tasks import Task, make_tasks, percent_yam
+from models.inputs import InputConfig
+from models.package import Manifest, ModelPackage
+from models.resnet50 import load_network
+from models.training import Cohort, predict_cohort, train_package
+
+__all__ = [
+    "Table",
+    "agreement",
+    "association",
+    "detection",
+    "evaluate",
+    "evaluate_package",
+    "gap_closed",
+    "paper_percent",
+    "report",
+    "train_package",
+]
+
+
+def evaluate(
+    package: ModelPackage,
+    cohort_dir: Path,
+    out: Path,
+    *,
+    folds: tuple[int, ...] | None = None,
+    young_adult_bmd: Mapping[str, float] | None = None,
+    comparators_from: Path | None = None,
+) -> dict[str, Any]:
+    """Judge a package on a cohort (or some of its folds); writes report.json, report.html and the plots.
+
+    `young_adult_bmd` is the young-adult mean BMD by sex ("F", "M") of the population that the cohort comes
+    from; without it the cohort's own cohort.json is asked, and failing that the %YAM rows stay null.
+    `comparators_from` is a cohort to fit the comparators on; without it they are cross-fitted by patient.
+    """
+    cohort = Cohort.read(cohort_dir)
+    chosen = np.arange(len(cohort.rows)) if folds is None else cohort.where(folds)
+    config = InputConfig.from_dict(package.manifest.input)
+    device = torch.device("cpu")
+    predicted = predict_cohort(load_network(package, device), cohort, chosen, config, "fp32", device)
+    other = None if comparators_from is None else (Cohort.read(comparators_from), comparators_from)
+    comparators = compare(cohort, chosen, cohort_dir, other)
+    table = make_table(cohort, chosen, predicted.astype(np.float64), comparators)
+    references = young_adult_bmd or cohort.facts.get("young_adult_bmd")
+    sexes = np.array([cohort.rows[index]["sex"] for index in chosen])
+    yam = percent_yam(table, sexes, references)
+    document = {
+        "model": package.name,
+        "model_sha256": package.sha256,
+        "synthetic_only": package.manifest.synthetic_only,
+        "cohort": {"provenance": cohort.provenance, "seed": cohort.facts.get("seed")},
+        **report(table, package.manifest, yam),
+        "comparators": dict(comparators.account),
+    }
+    write(document, table, make_tasks(table, yam), out)
+    return document
+
+
+def evaluate_package(
+    package_path: Path,
+    cohort_dir: Path,
+    out: Path,
+    young_adult_bmd: Mapping[str, float] | None = None,
+    comparators_from: Path | None = None,
+) -> dict[str, Any]:
+    """`evaluate` for a package by its folder; its files are verified first."""
+    package = ModelPackage.load(package_path)
+    return evaluate(package, cohort_dir, out, young_adult_bmd=young_adult_bmd, comparators_from=comparators_from)
+
+
+def write(document: Mapping[str, Any], table: Table, tasks: Mapping[str, Task | None], out: Path) -> None:
+    """report.json (strict: a NaN raises), report.html, and each plot as a PNG."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    plots = draw_plots(document, table, tasks)
+    for name, picture in plots.items():
+        (out / f"{name}.png").write_bytes(picture)
+    (out / "report.html").write_text(page(document, plots), encoding="utf-8")
+
+
+def report(table: Table, manifest: Manifest | None, yam: tuple[Array, Array] | None) -> dict[str, Any]:
+    """The figures of report.json. `yam` is (true, estimated) %YAM per patient."""
+    tasks = make_tasks(table, yam)
+    patients = len(table.first_rows)
+    means = {name: table.by_patient(values) for name, values in _quantities(table).items()}
+    per_patient = {
+        "bmd": agreement(means["bmd_dl"], means["bmd"]),
+        "tbs": agreement(means["tbs_dl"], means["tbs"]),
+        "hu_bmd": association(means["hu"], means["bmd"]),
+        "hu_tbs": association(means["hu"], means["tbs"]),
+        **_compared(table, lambda values: table.by_patient(values), None),
+        **{name: None if task is None else _detected(task) for name, task in tasks.items()},
+    }
+    return {
+        "n_patients": patients,
+        "n_vertebrae": len(table.bmd),
+        "per_vertebra": {
+            "bmd": agreement(table.bmd_dl, table.bmd, table.patients),
+            "tbs": agreement(table.tbs_dl, table.tbs, table.patients),
+            "hu_bmd": association(table.hu, table.bmd, table.patients),
+            "hu_tbs": association(table.hu, table.tbs, table.patients),
+            **_compared(table, lambda values: values, table.patients),
+        },
+        "per_patient": per_patient,
+        "subgroups": by_group(table, tasks, manifest),
+        "subgroup_splits": {name: float(np.median(values[table.first_rows])) for name, values in table.numbers.items()},
+        "subgroup_tests": detection_tests(table, tasks),
+        "regression": _regressions(table),
+        "calibration": {
+            "bmd": calibration(table.bmd_dl, table.bmd),
+            "tbs": calibration(table.tbs_dl, table.tbs),
+        },
+        "intervals": None if manifest is None else coverage(table, manifest),
+        "power": {name: correlation_power(per_patient[name]["r"], patients) for name in ("bmd", "tbs", "hu_bmd")},
+        "paper_sized": paper_sized(
+            table, {name: (task.truth, task.score) for name, task in tasks.items() if task is not None}
+        ),
+        "distribution": {name: distribution(values) for name, values in _quantities(table).items()},
+        "distribution_per_patient": {name: distribution(values) for name, values in means.items()},
+    }
+
+
+def _quantities(table: Table) -> dict[str, Array]:
+    return {"bmd": table.bmd, "tbs": table.tbs, "hu": table.hu, "bmd_dl": table.bmd_dl, "tbs_dl": table.tbs_dl}
+
+
+def _compared(table: Table, view: Callable[[Array], Array], patients: Names | None) -> dict[str, Any]:
+    """Boosting's and the oracle's agreement with the truth, null where they were not fitted."""
+    found: dict[str, Any] = {}
+    for name in ("gbm_bmd", "gbm_tbs", "oracle_bmd", "oracle_tbs"):
+        estimate = table.comparators.get(name)
+        truth = table.bmd if name.endswith("bmd") else table.tbs
+        found[name] = None if estimate is None else agreement(view(estimate), view(truth), patients)
+    return found
+
+
+def _detected(task: Task) -> dict[str, Any]:
+    others = {name: area(task.truth, task.others[name]) if name in task.others else None for name in _OTHERS}
+    return {**detection(task.truth, task.score, task.called), "unit": task.unit, "comparators": others}
+
+
+_OTHERS = ("hu", "gbm", "oracle")
+
+
+def _regressions(table: Table) -> dict[str, Any]:
+    """The paper's Table 5, per vertebra: the error on age, sex, BMI, vendor and, where known, the interval."""
+    groups = {name: table.groups[name] for name in ("sex", "vendor") if name in table.groups}
+    return {
+        "bmd": error_regression(table.bmd_dl - table.bmd, table.patients, table.numbers, groups),
+        "tbs": error_regression(table.tbs_dl - table.tbs, table.patients, table.numbers, groups),
+    }
+
+
+def make_table(
+    cohort: Cohort, chosen: npt.NDArray[np.int64], predicted: Array, comparators: Comparators | None = None
+) -> Table:
+    """The chosen vertebrae of a cohort beside their predictions [chosen, 2] (BMD g/cm2, TBS)."""
+    rows = [cohort.rows[index] for index in chosen]
+    numbers = {name: np.array([float(row[name]) for row in rows]) for name in ("age", "bmi")}
+    if all(row.get("interval_days") for row in rows):
+        numbers["interval_days"] = np.array([float(row["interval_days"]) for row in rows])
+    patients = cohort.patients[chosen]
+    groups = {name: np.array([row[name] for row in rows]) for name in ("vendor", "sex")}
+    halves = {"age": ("young", "senior"), "bmi": ("low", "high"), "interval": ("short", "long")}
+    for name, (below, above) in halves.items():
+        values = numbers.get("interval_days" if name == "interval" else name)
+        if values is not None:
+            groups[name] = np.where(values <= _patients_median(values, patients), below, above)
+    truth = {name: np.array([float(row[name]) for row in rows]) for name in ("bmd_g_cm2", "tbs", "hu")}
+    return Table(
+        patients=patients,
+        bmd=truth["bmd_g_cm2"],
+        tbs=truth["tbs"],
+        hu=truth["hu"],
+        bmd_dl=predicted[:, 0],
+        tbs_dl=predicted[:, 1],
+        groups=groups,
+        numbers=numbers,
+        comparators={} if comparators is None else comparators.estimates,
+    )
+
+
+def _patients_median(values: Array, patients: Names) -> float:
+    """The median over patients, each counted once."""
+    return float(np.median(values[np.unique(patients, return_index=True)[1]]))

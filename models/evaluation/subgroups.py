@@ -1,0 +1,97 @@
+"""The paper's Table 4: agreement, detection and coverage within each vendor, sex, and half by age, BMI, interval."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from models.evaluation.detection import area, called_rates, wilson
+from models.evaluation.statistics import agreement, association
+from models.evaluation.table import Bools, Table
+from models.evaluation.tasks import Task
+from models.package import Manifest
+
+FEWEST_EXPECTED = 5  # Cochran 1954: the chi-squared approximation wants expected counts of at least 5
+
+
+def by_group(table: Table, tasks: Mapping[str, Task | None], manifest: Manifest | None) -> dict[str, Any]:
+    """For every factor and each of its groups."""
+    return {
+        factor: {str(name): _group(table, labels == name, tasks, manifest) for name in sorted(set(labels))}
+        for factor, labels in table.groups.items()
+    }
+
+
+def _group(table: Table, rows: Bools, tasks: Mapping[str, Task | None], manifest: Manifest | None) -> dict[str, Any]:
+    part = table.part(rows)
+    members = rows[table.first_rows]
+    return {
+        "n_patients": int(members.sum()),
+        "bmd": agreement(part.bmd_dl, part.bmd, part.patients),
+        "tbs": agreement(part.tbs_dl, part.tbs, part.patients),
+        "hu_bmd": association(part.hu, part.bmd, part.patients),
+        "hu_tbs": association(part.hu, part.tbs, part.patients),
+        "intervals": None if manifest is None else coverage(part, manifest),
+        "detection": {
+            name: None
+            if task is None
+            else {
+                **area(task.truth[members], task.score[members]),
+                "defined": called_rates(task.truth[members], task.called[members]),
+            }
+            for name, task in tasks.items()
+        },
+    }
+
+
+def detection_tests(table: Table, tasks: Mapping[str, Task | None]) -> dict[str, Any]:
+    """Is detection right equally often in all groups of a factor? Chi-squared, Bonferroni over the factors.
+
+    Right means: called by the estimate exactly when the truth says so. Null where the expected counts are too
+    small for the approximation.
+    """
+    found: dict[str, Any] = {}
+    for name, task in tasks.items():
+        if task is None:
+            found[name] = None
+            continue
+        right = task.truth == task.called
+        tests = {factor: _chi_squared(labels[table.first_rows], right) for factor, labels in table.groups.items()}
+        told = [factor for factor, one in tests.items() if one["p"] is not None]
+        if told:
+            corrected = multipletests([tests[factor]["p"] for factor in told], method="bonferroni")[1]
+            for factor, p in zip(told, corrected, strict=True):
+                tests[factor]["p_bonferroni"] = float(p)
+        found[name] = tests
+    return found
+
+
+def _chi_squared(labels: Any, right: Bools) -> dict[str, Any]:
+    """Groups x (right, wrong)."""
+    names = sorted(set(labels))
+    counts = np.array([[(right & (labels == one)).sum(), (~right & (labels == one)).sum()] for one in names])
+    shares = {str(name): float(row[0] / row.sum()) for name, row in zip(names, counts, strict=True)}
+    nothing: dict[str, Any] = {"accuracy": shares, "chi2": None, "p": None, "p_bonferroni": None}
+    if len(names) < 2 or stats.contingency.expected_freq(counts).min() < FEWEST_EXPECTED:
+        return nothing
+    result = stats.chi2_contingency(counts)
+    return {**nothing, "chi2": float(result.statistic), "p": float(result.pvalue)}
+
+
+def coverage(table: Table, manifest: Manifest) -> dict[str, Any]:
+    """Share of true values inside the package's prediction intervals, with patients' Wilson intervals."""
+    one = manifest.interval(1)
+    widths = [manifest.interval(int(count)) for count in np.bincount(table.codes)]
+    bmd_in = np.abs(table.by_patient(table.bmd_dl - table.bmd)) <= np.array([width.bmd_g_cm2 for width in widths])
+    tbs_in = np.abs(table.by_patient(table.tbs_dl - table.tbs)) <= np.array([width.tbs for width in widths])
+    return {
+        "level": manifest.interval_level,
+        "bmd_coverage": float((np.abs(table.bmd_dl - table.bmd) <= one.bmd_g_cm2).mean()),
+        "tbs_coverage": float((np.abs(table.tbs_dl - table.tbs) <= one.tbs).mean()),
+        "patient_bmd_coverage": float(bmd_in.mean()),
+        "patient_tbs_coverage": float(tbs_in.mean()),
+        "patient_bmd_coverage_ci": wilson(int(bmd_in.sum()), len(bmd_in)),
+        "patient_tbs_coverage_ci": wilson(int(tbs_in.sum()), len(tbs_in)),
+    }

@@ -1,0 +1,60 @@
+"""Truth and estimates side by side: what every statistic of an evaluation is computed from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Names = npt.NDArray[np.str_]
+
+
+def patient_codes(patients: Names) -> Ints:
+    """0, 1, 2... for each row's patient, in order of first appearance."""
+    _, first, inverse = np.unique(patients, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A row per vertebra; what a cohort does not know is absent from the mappings, never invented."""
+
+    patients: Names
+    bmd: Array  # g/cm2, truth
+    tbs: Array
+    hu: Array
+    bmd_dl: Array  # the network
+    tbs_dl: Array
+    groups: Mapping[str, Names]  # vendor, sex, age, bmi, interval: the subgroup of each vertebra
+    numbers: Mapping[str, Array] = field(default_factory=dict)  # age (years), bmi (kg/m2), interval_days
+    comparators: Mapping[str, Array] = field(default_factory=dict)  # gbm_bmd, gbm_tbs, oracle_bmd, oracle_tbs
+
+    @cached_property
+    def codes(self) -> Ints:
+        """The number of each row's patient, in order of first appearance."""
+        return patient_codes(self.patients)
+
+    @cached_property
+    def first_rows(self) -> Ints:
+        """The first row of each patient."""
+        return np.unique(self.codes, return_index=True)[1]
+
+    def by_patient(self, values: Array) -> Array:
+        """The mean over each patient's vertebrae (the paper's patient value), in order of first appearance."""
+        return np.bincount(self.codes, weights=values) / np.bincount(self.codes)
+
+    def part(self, rows: Bools) -> "Table":
+        """Only these rows."""
+        pick = {name: values[rows] for name, values in self.groups.items()}
+        return Table(
+            self.patients[rows], self.bmd[rows], self.tbs[rows], self.hu[rows], self.bmd_dl[rows], self.tbs_dl[rows],
+            pick,
+            {name: values[rows] for name, values in self.numbers.items()},
+            {name: values[rows] for name, values in self.comparators.items()},
+        )  # fmt: skip
