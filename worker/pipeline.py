@@ -167,7 +167,7 @@ class Pipeline:
             model_sha256=self.predictor.sha256,
             segmenter=segmentation.segmenter,
             segmenter_sha256=segmentation.sha256,
-            device=self.device,
+            device=f"{self.device}, {self.predictor.engine}",
         )
 
 
