@@ -168,6 +168,7 @@ class Pipeline:
             segmenter=segmentation.segmenter,
             segmenter_sha256=segmentation.sha256,
             device=self.device,
+            engine=self.predictor.engine,
         )
 
 

@@ -412,6 +412,7 @@ class ResultProvenance(Shape):
     segmenter: str | None
     segmenter_sha256: str | None
     device: str | None
+    engine: str | None = None  # absent in results of earlier versions
 
 
 class ResultDocument(Shape):

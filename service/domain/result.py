@@ -107,6 +107,7 @@ class Provenance:
     segmenter: str | None
     segmenter_sha256: str | None
     device: str | None
+    engine: str | None = None  # what computed the predictions there
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,7 @@ def result_document(
             "segmenter": provenance.segmenter,
             "segmenter_sha256": provenance.segmenter_sha256,
             "device": provenance.device,
+            "engine": provenance.engine,
         },
         "timings_s": dict(measurements.timings_s),
     }

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from models.inputs import network_input
 from models.package import ModelPackage, PackageError, write_package
 from models.phantom.anatomy import LEVELS
 from models.phantom.cohort import draw_member, patient_slabs
-from models.resnet50 import BonePredictor, NetworkConfig
-from worker.predict import DeviceError, Prediction, Predictor, find_device
+from models.resnet50 import BonePredictor, NetworkConfig, infer, load_network
+from worker import predict
+from worker.predict import DeviceError, Prediction, Predictor, find_device, has_bf16
 
 PACKAGES = Path(__file__).resolve().parents[2] / "models" / "packages"
 REFERENCE = PACKAGES / "reference-0.1.0"
@@ -86,6 +88,39 @@ def test_it_says_what_it_is(predictor: Predictor) -> None:
 def test_the_same_answer_every_time(predictor: Predictor, patients: list[tuple[float, np.ndarray]]) -> None:
     assert predictor.predict(patients[0][1]) == predictor.predict(patients[0][1])
     assert predictor.predict([]) == []
+
+
+def test_it_predicts_what_pytorch_does(predictor: Predictor, patients: list[tuple[float, np.ndarray]]) -> None:
+    assert predictor.engine.startswith("OpenVINO ")
+    cpu = torch.device("cpu")
+    network = load_network(predictor.package, cpu)
+    for _, slabs in patients:
+        exact = infer(network, network_input(slabs, predictor.input), device=cpu)
+        ours = [(one.bmd_g_cm2, one.tbs) for one in predictor.predict(slabs)]
+        assert np.abs(ours - exact).max() < 1e-4  # the issue allows 0.002
+
+
+def test_bf16_is_refused_where_the_hardware_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    assert not has_bf16(torch.device("cpu"))
+    with pytest.raises(DeviceError, match="bf16"):
+        Predictor(REFERENCE, "cpu", "bf16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert has_bf16(torch.device("cpu"))
+
+
+def test_nothing_is_compiled_before_the_package_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("compiled an altered package")
+
+    monkeypatch.setattr(predict, "load_network", never)
+    monkeypatch.setattr(predict, "fastest", never)
+    for file in REFERENCE.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(PackageError, match=r"weights\.safetensors"):
+        Predictor(tmp_path, "cpu")
 
 
 def test_an_altered_package_is_refused_by_file(tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def _segmenter(provenance: Mapping[str, Any]) -> AlgorithmIdentification:
 
 def _software(provenance: Mapping[str, Any]) -> AlgorithmIdentification:
     name, _, version = str(provenance["software"]).partition(" ")
-    parts = ("model", "model_sha256", "segmenter", "segmenter_sha256", "device")
+    parts = ("model", "model_sha256", "segmenter", "segmenter_sha256", "device", "engine")
     named = [plain(f"{part}={provenance[part]}") for part in parts if provenance.get(part)]
     return AlgorithmIdentification(
         name=name, version=version or name, parameters=named or None, manufacturer=MANUFACTURER

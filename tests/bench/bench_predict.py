@@ -1,0 +1,93 @@
+"""Prediction of one study, everything after the crop: ours against eager fp32 PyTorch, same trunk evaluations.
+
+Both sides are timed in turn in one process on the same slabs. What one trunk for both targets saves (the paper has a
+network for each) is printed apart: it is no part of the ratio.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from models.inputs import network_input
+from models.phantom.cohort import draw_member, patient_slabs
+from models.resnet50 import BonePredictor, Floats, NetworkConfig, load_tensors
+from worker.compiled import compile_for_cpu
+from worker.predict import Predictor
+from worker.start import package_path
+
+RUNS = 15
+PATIENTS = 3
+FIRST_SEED = 880_000_001  # of no training cohort
+FULL_FIELD = 256  # pixels; the largest field, with random weights
+
+
+def main() -> None:
+    """Time the shipped package on digital patients, then an untrained ResNet50 on the full field."""
+    predictor = Predictor(package_path("active"), "cpu")
+    plain = BonePredictor(NetworkConfig(predictor.package.manifest.architecture, predictor.package.manifest.targets))
+    load_tensors(plain, predictor.package.weights())
+    plain.eval()
+    studies = [
+        patient_slabs(draw_member(FIRST_SEED + one, {}, enriched=False), 1).slabs[:, 0] for one in range(PATIENTS)
+    ]
+    pictures = [network_input(study, predictor.input) for study in studies]
+    off = [np.abs(predictor._engine(seen) - eager(plain, seen)).max(axis=0) for seen in pictures]
+    table = Table(title=f"prediction of one study, {torch.get_num_threads()} threads, {RUNS} runs in turn")
+    for heading in ("", "median s", "min s", "CPU s", "ratio of medians, of CPU"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    rows, columns = pictures[0].shape[-2:]
+    add(
+        table,
+        f"{len(studies[0])} slabs, {rows} x {columns}",
+        {
+            f"ours ({predictor.engine})": lambda: predictor.predict(studies[0]),
+            "eager fp32 PyTorch": lambda: eager(plain, network_input(studies[0], predictor.input)),
+            "ours, a network per target": lambda: (predictor.predict(studies[0]), predictor.predict(studies[0])),
+        },
+    )
+    full = np.random.default_rng(0).random((len(studies[0]), 3, FULL_FIELD, FULL_FIELD), dtype=np.float32)
+    if predictor.engine.startswith("OpenVINO"):
+        compiled = compile_for_cpu(plain, torch.get_num_threads())
+        whole = {compiled.name: lambda: compiled(full), "eager fp32 PyTorch": lambda: eager(plain, full)}
+        add(table, f"{len(full)} pictures, {FULL_FIELD} x {FULL_FIELD}", whole, runs=3)
+    console = Console(width=120)
+    console.print(table)
+    bmd, tbs = np.max(off, axis=0)
+    console.print(f"largest difference over {sum(map(len, pictures))} vertebrae: {bmd:.1e} g/cm2, {tbs:.1e} TBS")
+
+
+def eager(network: BonePredictor, pictures: Floats) -> Floats:
+    """The peer: PyTorch as it comes, fp32, without gradients."""
+    with torch.no_grad():
+        return network(torch.from_numpy(pictures)).numpy()  # type: ignore[no-any-return]
+
+
+def add(table: Table, title: str, sides: dict[str, Callable[[], object]], runs: int = RUNS) -> None:
+    """Run the sides in turn; one row each, its ratio the peer's time over its own."""
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(runs + 1):
+        for name, side in sides.items():
+            start, used = time.perf_counter(), time.process_time()
+            side()
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - used)
+    median = {name: statistics.median(wall[name][1:]) for name in sides}  # the first run warms up
+    work = {name: statistics.median(cpu[name][1:]) for name in sides}
+    peer = next(name for name in sides if name.startswith("eager"))
+    table.add_section()
+    table.add_row(title)
+    for name in sides:
+        ratios = f"{median[peer] / median[name]:.1f} x, {work[peer] / work[name]:.1f} x"
+        table.add_row(f"  {name}", f"{median[name]:.3f}", f"{min(wall[name][1:]):.3f}", f"{work[name]:.3f}", ratios)
+
+
+if __name__ == "__main__":
+    main()
