@@ -13,6 +13,7 @@ from models.phantom.anatomy import LABELS
 from models.phantom.cohort import COLUMNS, draw_member, imperfect_labels, lumbar_box, make_cohort
 from models.phantom.patient import draw
 from models.phantom.render import render
+from models.phantom.scanner import mineral_gain
 from models.training import Cohort
 
 QUIET = Console(quiet=True)
@@ -75,3 +76,27 @@ def test_imperfect_labels_stay_near_the_truth() -> None:
         true, found = rendered.labels == LABELS[level], rough == LABELS[level]
         dice = 2 * (true & found).sum() / (true.sum() + found.sum())
         assert 0.85 < dice < 0.995
+
+
+def test_patients_made_side_by_side_are_those_made_one_after_another(tmp_path: Path) -> None:
+    one, two = (
+        make_cohort(78, 2, tmp_path / str(count), SETTINGS, variants=1, processes=count, console=QUIET)
+        for count in (1, 2)
+    )
+    for name in ("cohort.csv", "parameters.csv", rows(one)[0]["slabs"], rows(one)[-1]["slabs"]):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_parameters_stand_beside_every_vertebra(folder: Path) -> None:
+    with (folder / "parameters.csv").open(newline="") as stream:
+        found = list(csv.DictReader(stream))
+    assert [row["level"] for row in found] == ["L1", "L2", "L3", "L4"]
+    patient = draw(770_000, **SETTINGS)
+    assert float(found[2]["depth"]) == pytest.approx(patient.vertebra("L3").depth, abs=1e-3)
+    assert float(found[0]["grain_amplitude"]) == pytest.approx(patient.bone.texture.amplitude, abs=1e-3)
+
+
+def test_a_vendor_reads_bone_its_own_way() -> None:
+    gains = {vendor: mineral_gain(draw(5, vendor=vendor)) for vendor in ("philips", "canon", "siemens", "ge")}
+    assert list(gains) == sorted(gains, key=gains.__getitem__)
+    assert gains["ge"] - gains["siemens"] > 0.01  # outside the span that networks are trained on
