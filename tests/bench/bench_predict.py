@@ -1,8 +1,8 @@
 """Prediction of one study, everything after the crop: ours against eager fp32 PyTorch, same trunk evaluations.
 
 Both sides are timed in turn in one process on the same slabs. What one trunk for both targets saves (the paper has a
-network for each) is printed apart: it is no part of the ratio. On a busy machine PyTorch's threads wait for each other at
-every layer and its figure grows out of all proportion, CPU time included: `OMP_NUM_THREADS=1` then tells more.
+network for each) is printed apart: it is no part of the ratio. On a busy machine PyTorch's threads wait for each other
+at every layer and its figure grows out of all proportion, CPU time included: trust `OMP_NUM_THREADS=1` there.
 """
 
 from __future__ import annotations
