@@ -1,7 +1,8 @@
 """Prediction of one study, everything after the crop: ours against eager fp32 PyTorch, same trunk evaluations.
 
 Both sides are timed in turn in one process on the same slabs. What one trunk for both targets saves (the paper has a
-network for each) is printed apart: it is no part of the ratio.
+network for each) is printed apart: it is no part of the ratio. On a busy machine PyTorch's threads wait for each other
+at every layer and its figure grows out of all proportion, CPU time included: trust `OMP_NUM_THREADS=1` there.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from worker.compiled import compile_for_cpu
 from worker.predict import Predictor
 from worker.start import package_path
 
-RUNS = 15
-PATIENTS = 3
+RUNS = 9
+PATIENTS = 2
 FIRST_SEED = 880_000_001  # of no training cohort
 FULL_FIELD = 256  # pixels; the largest field, with random weights
 
