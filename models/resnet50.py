@@ -147,7 +147,7 @@ class PackageNetwork(nn.Module):
         return self._mean(pictures)
 
     def _mean(self, pictures: Tensor) -> Tensor:
-        answers = [member(pictures) for member in self.members]
+        answers: list[Tensor] = [member(pictures) for member in self.members]
         if len(answers) == 1:
             return answers[0]
         means = [torch.stack([answers[number][:, column] for number, column in who]).mean(0) for who in self._who]
