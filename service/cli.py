@@ -268,6 +268,9 @@ def _add_single(commands: Any) -> None:
     cohort.add_argument("--out", type=Path, required=True, metavar="DIR")
     cohort.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     cohort.add_argument(
+        "--masks", type=int, default=2, metavar="N", help="cuts of every vertebra: the true mask, and N - 1 rough ones"
+    )
+    cohort.add_argument(
         "--enriched-share", type=float, default=0.0, metavar="F", help="share of patients drawn evenly over all BMD"
     )
     calibration = _command(phantom, "report", run_phantom_report, "a cohort beside the paper's printed figures")
@@ -358,8 +361,16 @@ def run_phantom_cohort(options: argparse.Namespace) -> int:
     from models.phantom.cohort import make_cohort
 
     settings = _pairs(options.settings)
-    share = options.enriched_share
-    print(make_cohort(options.seed, options.patients, options.out, settings, enriched_share=share))
+    print(
+        make_cohort(
+            options.seed,
+            options.patients,
+            options.out,
+            settings,
+            variants=options.masks,
+            enriched_share=options.enriched_share,
+        )
+    )
     return 0
 
 

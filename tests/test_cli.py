@@ -9,6 +9,7 @@ import pytest
 from service.cli import main
 from service.domain.policy import DEFAULT_POLICY
 from tests.conftest import ROOT
+from worker.start import REFERENCE
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,7 @@ def in_a_fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_models_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "list"]) == 0
-    assert "reference-0.1.0" in capsys.readouterr().out
+    assert REFERENCE in capsys.readouterr().out
     assert main(["models", "show", "active"]) == 0
     assert "digital patients" in capsys.readouterr().out
     assert main(["models", "show", "no-such-model"]) == 1

@@ -20,7 +20,7 @@ import csv
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,11 @@ SHAPE = (
     "trabecular_mg_cm3", "cortex", "endplate", "posterior_cortex", "depth", "height_anterior", "height_posterior",
     "waist", "posterior_hollow", "endplate_hollow", "lipping", "canal_depth", "spinous_length", "spinous_height",
     "spinous_drop", "facet_size",
+)  # fmt: skip
+
+PARAMETERS = (
+    "patient_id", "level", *SHAPE, "mineral_scale", "cortical_mg_cm3", "marrow_fat", "grain_amplitude",
+    "grain_scale_mm", "coarse_amplitude",
 )  # fmt: skip
 
 Labels = npt.NDArray[np.uint8]
@@ -100,6 +105,8 @@ def make_cohort(
 
     Patients are rendered side by side in `processes` processes (by default one for each core).
     """
+    if variants < 1:
+        raise ValueError("a cohort needs at least one cut of every vertebra")
     if patients < 1 or patients > SEED_STEP:
         raise ValueError(f"a cohort has 1 to {SEED_STEP} patients, not {patients}")
     given = dict(settings or {})
@@ -115,10 +122,6 @@ def make_cohort(
         )
         for number in range(patients)
     ]
-    made = list(track(_made(members, processes), "rendering", len(members), console=console or Console(stderr=True)))
-    _write_rows(out / "cohort.csv", COLUMNS, [row for rows, _ in made for row in rows])
-    parameters = [row for _, rows in made for row in rows]
-    _write_rows(out / "parameters.csv", tuple(parameters[0]), parameters)
     facts = {
         "provenance": "digital",
         "seed": seed,
@@ -130,7 +133,24 @@ def make_cohort(
         "tbs_kind": "simulated",
     }
     (out / "cohort.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    made = track(_made(members, processes), "rendering", len(members), console=console or Console(stderr=True))
+    with (
+        (out / "cohort.csv").open("w", newline="", encoding="utf-8") as table,
+        (out / "parameters.csv").open("w", newline="", encoding="utf-8") as shapes,
+    ):
+        _write(made, csv.DictWriter(table, COLUMNS), csv.DictWriter(shapes, PARAMETERS))
     return out
+
+
+def _write(
+    made: Iterable[tuple[list[Row], list[Row]]], table: csv.DictWriter[str], shapes: csv.DictWriter[str]
+) -> None:
+    """Patient by patient: where a long run is stopped, what is there is a smaller cohort."""
+    table.writeheader()
+    shapes.writeheader()
+    for rows, parameters in made:
+        table.writerows(rows)
+        shapes.writerows(parameters)
 
 
 def _made(members: Sequence[Member], processes: int | None) -> Iterator[tuple[list[Row], list[Row]]]:
@@ -157,13 +177,6 @@ def make_member(member: Member) -> tuple[list[Row], list[Row]]:
     np.savez_compressed(member.out / name, hu=made.slabs)
     rows = [_row(patient, made, level, member, name) for level in range(len(LEVELS))]
     return rows, [_parameters(patient, level) for level in LEVELS]
-
-
-def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def draw_member(seed: int, settings: Mapping[str, Setting], *, enriched: bool) -> Patient:

@@ -41,7 +41,7 @@ class Densitometer:
     noise_g_cm2: float = 0.004  # of one pixel, at 20 cm of tissue
     fat_as_bone: float = -0.048  # g/cm2 for a centimetre of fat over the spine that is not beside it
     fat_usual_cm: float = 0.52  # that difference in the patients whom the manufacturer calibrated with
-    bowel_sd_cm: float = 0.55  # how much that difference changes from scan to scan with what the bowel holds
+    bowel_sd_cm: float = 0.30  # how much that difference changes from scan to scan with what the bowel holds
     edge_share: float = 0.40  # of the level's median density: where bone begins
     radius_mm: float = 3.1  # neighbourhood of the variogram: 5 pixels across, 2 along
     trend_mm: float = (

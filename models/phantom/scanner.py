@@ -28,7 +28,7 @@ class Kernel:
 KERNELS = {
     "FC18": Kernel(0.62, 1.0, 0.75), "FC03": Kernel(0.70, 0.9, 0.85), "FC13": Kernel(0.66, 1.0, 0.8),
     "Br40": Kernel(0.60, 1.0, 0.75), "B": Kernel(0.66, 0.95, 0.8), "C": Kernel(0.58, 1.1, 0.7),
-    "STANDARD": Kernel(0.64, 1.0, 0.8), "SOFT": Kernel(0.74, 0.85, 0.9),
+    "STANDARD": Kernel(0.78, 0.80, 0.95), "SOFT": Kernel(0.86, 0.70, 1.05),
     "FC30": Kernel(0.35, 2.2, 0.4), "Br59": Kernel(0.38, 2.0, 0.45), "BONE": Kernel(0.35, 2.3, 0.4),
 }  # fmt: skip
 DEFAULT_KERNEL = Kernel(0.64, 1.0, 0.8)
@@ -43,7 +43,7 @@ class Bias:
 
 
 # Scanners differ by several per cent in bone density, more in large bodies (Bonaretti 2014, Phys Med Biol 59:7819);
-# which vendor reads high is ours. GE lies outside the others' span: no shipped network is trained on it.
+# which vendor reads high is ours. GE, and its kernels, lie outside the others' span: no shipped network has seen it.
 BIAS = {
     "canon": Bias(1.0, -0.8), "siemens": Bias(1.02, 0.5), "philips": Bias(0.975, 1.5), "ge": Bias(1.04, -2.5),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from models.phantom.grid import Grid
 from models.phantom.patient import draw
 from models.phantom.render import Rendered, native_grid, render
 from models.phantom.scanner import scan, scanner_rng
+from models.phantom.young_adults import t_score
 
 DICOM_FOLDER, LABEL_FILE, TRUTH_FILE = "dicom", "labels.nii.gz", "truth.json"
 
@@ -67,6 +68,7 @@ def truth(patient: Patient, rendered: Rendered) -> dict[str, object]:
         "patient": {
             "bmd_g_cm2": measured.bmd_g_cm2,
             "bmd_device_g_cm2": measured.bmd_device_g_cm2,
+            "t_score": t_score(measured.bmd_g_cm2, patient.sex),
             "tbs": measured.tbs,
             "tbs_kind": "simulated",
         },
@@ -84,6 +86,7 @@ def truth(patient: Patient, rendered: Rendered) -> dict[str, object]:
 def _level(patient: Patient, measured: dxa.Dxa, rendered: Rendered, name: str) -> dict[str, object]:
     v, fracture = patient.vertebra(name), patient.lesions.fracture(name)
     return asdict(measured.levels[name]) | {
+        "t_score": t_score(measured.levels[name].bmd_g_cm2, patient.sex),
         "trabecular_mg_cm3": v.trabecular_mg_cm3 * patient.bone.scale,
         "center_lps_mm": list(v.frame.center),
         "heights_mm": {"anterior": v.height_anterior, "middle": v.height_middle, "posterior": v.height_posterior},

@@ -76,7 +76,7 @@ class TrainingConfig:
     calibration: Calibration = "split"
     slab_images: int = 1  # training images per vertebra: the middle slab, or 3: its neighbours as well
     input: InputConfig = field(default_factory=InputConfig)
-    epochs: int = 50
+    epochs: int = 28
     batch: int = 20  # Yoshida 2023
     schedule: Schedule = "cosine"
     learning_rate: float = 1e-3

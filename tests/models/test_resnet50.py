@@ -104,9 +104,8 @@ def test_a_picture_too_small_for_the_backbone_is_refused() -> None:
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for native in (False, True):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda native=native: {"avx512_bf16": native})
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
         expected = "bf16" if native else "fp32"
         assert resolved_precision("auto", CPU) == resolved_precision("auto", cuda) == expected

@@ -11,11 +11,11 @@ from models.package import ModelPackage, PackageError, write_package
 from models.phantom.anatomy import LEVELS
 from models.phantom.cohort import draw_member, patient_slabs
 from models.resnet50 import BonePredictor, NetworkConfig, infer, load_network
-from worker import predict
+from worker import predict, start
 from worker.predict import DeviceError, Prediction, Predictor, find_device, has_bf16
 
 PACKAGES = Path(__file__).resolve().parents[2] / "models" / "packages"
-REFERENCE = PACKAGES / "reference-0.1.0"
+REFERENCE = PACKAGES / start.REFERENCE
 BMD = (0.65, 0.95, 1.25)  # low, middle, high, g/cm2
 
 
@@ -78,7 +78,7 @@ def width(prediction: Prediction) -> float:
 
 def test_it_says_what_it_is(predictor: Predictor) -> None:
     assert predictor.synthetic_only
-    assert predictor.name == "reference-0.1.0"
+    assert predictor.name == start.REFERENCE
     assert predictor.sha256 == ModelPackage.load(REFERENCE).sha256
     assert predictor.device == "cpu"
     size = sum(file.stat().st_size for file in REFERENCE.iterdir())
