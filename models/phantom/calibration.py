@@ -121,7 +121,8 @@ def plots_png(table: Sequence[Mapping[str, str]]) -> bytes:
         x = np.linspace(mean - 3.2 * sd, mean + 3.2 * sd, 200)
         one.plot(x, stats.norm.pdf(x, mean, sd), color="#b8632a", label="printed mean and SD, as a normal curve")
         one.set(xlabel=label, yticks=[])
-    axes[0][0].legend(frameon=False, fontsize=8)
+    axes[0][0].set_ylim(top=1.25 * axes[0][0].get_ylim()[1])
+    axes[0][0].legend(frameon=False, fontsize=8, loc="upper left")
     for one, values, label, printed in (
         (axes[1][0], bmd, "BMD (g/cm²)", 0.60),
         (axes[1][1], tbs, "TBS (simulated)", 0.25),
@@ -154,7 +155,7 @@ def _page(document: Mapping[str, Any]) -> str:
 
 def _figure(value: float) -> str:
     """Three digits that matter."""
-    return f"{value:.0f}" if abs(value) >= 20 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:.3g}"
 
 
 def _numbers(table: Sequence[Mapping[str, str]], name: str) -> Array:
