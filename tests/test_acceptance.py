@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.resnet50 import load_network
 from service.settings import Settings
 from worker.acceptance import FIRST_SEED, LevelOutcome, PatientOutcome, run, summary
+from worker.compiled import TorchEngine
 from worker.pipeline import Pipeline
 from worker.segmentation.cascade import Cascade
 from worker.start import make_pipeline
@@ -40,7 +42,10 @@ def test_randomised_segmentation_fails(pipeline: Pipeline) -> None:
 
 
 def test_a_randomised_predictor_fails(pipeline: Pipeline) -> None:
-    _randomise(pipeline.predictor._network.parameters())
+    cpu = torch.device("cpu")
+    network = load_network(pipeline.predictor.package, cpu)
+    _randomise(network.parameters())
+    pipeline.predictor._engine = TorchEngine(network, cpu, "fp32")
     report = run(pipeline, range(FIRST_SEED, FIRST_SEED + 3))
     assert not report["passed"]
     assert report["mean_dice"] >= 0.85  # only the predictor was spoilt

@@ -29,7 +29,7 @@ from worker.segmentation import (
 from worker.segmentation.base import L5, LEVEL_IDS, LabelArray
 from worker.segmentation.cascade import Cascade, lumbar_box
 from worker.segmentation.evaluate import dice, levels_right
-from worker.segmentation.network import _pad, gaussian, load_network, tiles
+from worker.segmentation.network import _pad, gaussian, load_network, precision_for, tiles
 from worker.segmentation.orientation import Turn
 from worker.segmentation.weights import BUILT_IN
 from worker.volume import Volume, load_nifti, write_label_map
@@ -151,6 +151,14 @@ def test_tiles_weights_and_padding_are_nnunets() -> None:
     ours, where = _pad(small[0], tile)
     assert torch.equal(ours, padded[0])
     assert torch.equal(ours[where], padded[inner][0])
+
+
+def test_a_cpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for able, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"avx2": True, "avx512_bf16": able})
+        assert precision_for(cpu) is expected
+    assert precision_for(torch.device("cuda")) is torch.float16
 
 
 def test_bfloat16_gives_the_labels_of_float32(patient: tuple[Volume, LabelArray], segmenter: Segmenter) -> None:
