@@ -1,6 +1,7 @@
 """The phantom stands still while networks are judged on it: a fingerprint of everything that makes a digital patient.
 
-`frozen.json` was committed before our configuration was first trained. A change to the phantom changes the fingerprint;
+`frozen.json` is the state on which the shipped network was trained (what came before it stands in
+`models/REFERENCE.md`). A change to the phantom changes the fingerprint;
 a test then fails until networks, comparators and tables have been made anew with the new one (`models/REFERENCE.md`).
 
 The fingerprint covers the dials of densitometer and scanner and every drawn parameter of a few hundred patients, to
