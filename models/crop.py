@@ -33,6 +33,7 @@ THICKNESS_MM = 5.0  # Yoshida 2023
 FOV_MM = 300.0  # Yoshida 2023
 SIZE_PX = 256  # Yoshida 2023, after their resize
 PIXEL_MM = FOV_MM / SIZE_PX
+SLABS = 9  # 45 mm: a lumbar vertebra with its pedicles and facet joints; Yoshida 2023 has 3 at most
 
 _WORK_MM = 1.5  # isotropic grid for finding the frame; half a voxel of a 3 mm CT
 _BULK_SIGMA_MM = 6.0  # blur whose maximum is the body: a body is about 27 mm high, a pedicle 8-15 mm

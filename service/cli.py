@@ -404,7 +404,7 @@ def run_phantom_reference(options: argparse.Namespace) -> int:
             mean_g_cm2=round(cohort.mean_g_cm2, 4),
             sd_g_cm2=round(cohort.sd_g_cm2, 4),
             source=command,
-            version="2",  # of the phantom that it is measured on
+            version="3",  # of the phantom that it is measured on
         )
         for cohort in cohorts
     ]

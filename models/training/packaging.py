@@ -78,7 +78,7 @@ def package_run(
     *,
     device: torch.device | None = None,
 ) -> ModelPackage:
-    """Each network's best epoch, with intervals from patients that its errors were not trained on."""
+    """Each network's kept epoch, with intervals from patients that its errors were not trained on."""
     kept = [one for one in trained if one.best]
     for target in TARGETS:
         if not any(target in one.plan.targets for one in kept):
@@ -245,7 +245,8 @@ def model_card(manifest: Manifest) -> str:
     else:
         kind, tbs = "patients of one site", ""
         use = "Non-contrast 120 kVp CT of adults of the site it was trained on."
-    slabs = "three masked sagittal CT slabs" if config["input"]["slabs"] == 3 else "one masked sagittal CT slab"
+    seen = config["input"]["slabs"]
+    slabs = "one masked sagittal CT slab" if seen == 1 else f"{seen} adjoining masked sagittal CT slabs"
     if config["calibration"] == "cross":
         judged = f"{held_out['n_patients']} patients, each judged by the networks of the fold that never trained on it"
         intervals = "from these out-of-fold errors"
@@ -310,7 +311,8 @@ def _patients(manifest: Manifest, kind: str) -> str:
     count, folds = manifest.training["patients"], manifest.training["config"]["cross_folds"]
     each = "" if folds == 1 else f"in each of {folds} folds "
     apart = f", {count['calibration']} to set the intervals" if count["calibration"] else ""
-    chosen = f"{count['training']} to train, {count['validation']} to choose the\nepoch{apart}."
+    role = "choose the epoch" if manifest.training["config"].get("keep", "best") == "best" else "watch"
+    chosen = f"{count['training']} to train,\n{count['validation']} to {role}{apart}."
     return f"{kind[0].upper()}{kind[1:]}: {each}{chosen}"
 
 
