@@ -423,7 +423,7 @@ def _add_models(commands: Any) -> None:
         "--config",
         default="osteogate",
         metavar="NAME|FILE",
-        help="osteogate (the default), yoshida-2023, or a JSON file",
+        help="a shipped one (osteogate is the default), or a JSON file",
     )
     train.add_argument("--resume", action="store_true", help="go on with the run beside DIR")
     train.add_argument(

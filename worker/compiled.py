@@ -122,7 +122,7 @@ def translate(network: nn.Module) -> Any:
         graph = fx.symbolic_trace(network)
     except Exception as error:  # the network's own code meets a proxy: whatever it raises means the same
         raise NotCompilable(f"its graph cannot be read: {error}") from error
-    channels = next(module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d))
+    channels = next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), 3)
     pictures = ops.parameter([-1, channels, -1, -1], np.float32, name="pictures")
     answer = _Translator(graph, ops).run(pictures)
     return openvino.Model([answer], [pictures], type(network).__name__)

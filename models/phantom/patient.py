@@ -2,7 +2,7 @@
 
 Sizes of vertebrae follow Panjabi 1992 (Spine 17:299) and Berry 1987 (Spine 12:362), rounded, as an
 approximation; the scatter is ours. Age, sex mix and BMI follow Yoshida 2023 (median 63, 49-71; 23 % men; 21.9).
-Trabecular density by age is an approximation to published QCT curves: about 170 mg/cm3 young, 80 (women) at 75, SD 30.
+Trabecular density by age is an approximation to published QCT curves: about 170 mg/cm3 young, 80 (women) at 75, SD 32.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ WEAR_SHAPE = 1.5
 WEAR_BY_LEVEL = {"L5": 1.2, "L4": 1.1, "L3": 0.9, "L2": 0.75, "L1": 0.6}
 WEAR_ENDPLATE, WEAR_POSTERIOR = 0.15, 0.10
 # The neural arch; see _arched
-ARCH_SHARE, ARCH_SD, ARCH_LEVEL_SD = 0.80, 0.34, 0.12
+ARCH_SHARE, ARCH_SD, ARCH_LEVEL_SD = 0.82, 0.36, 0.12
 FACET_SHAPE, FACET_CORTEX, FACET_GROWTH = 1.0, 0.25, 0.07
 
 
@@ -97,7 +97,7 @@ def draw(seed: int, **settings: Setting) -> Patient:
     sex, age, bmi, height_m = _person(rng, given)
     build = (1.045 if sex == "M" else 0.96) * (height_m / (1.72 if sex == "M" else 1.58)) ** 0.8
     bone_density = _trabecular(rng, sex, age)
-    cortex = np.exp(rng.normal(0.0, 0.18)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
+    cortex = np.exp(rng.normal(0.0, 0.20)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
     cortex = float(np.clip(cortex, 0.65, 1.8))
     spine, discs, sacrum = _spine(rng, given, build, age, bone_density, cortex)
     names = spine_names(int(_float(given.get("lumbar_count", 5))))
@@ -151,7 +151,7 @@ def _person(rng: Rng, given: dict[str, Value]) -> tuple[str, int, float, float]:
 
 def _trabecular(rng: Rng, sex: str, age: int) -> float:
     slope, at_30 = (1.30, 155.0) if sex == "M" else (1.80, 160.5)
-    return float(np.clip(rng.normal(at_30 - slope * max(0, age - 30), 29.5), 42, 260))
+    return float(np.clip(rng.normal(at_30 - slope * max(0, age - 30), 32.0), 42, 260))
 
 
 def _worn(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, ...]:
@@ -206,7 +206,7 @@ def _interval(rng: Rng, sex: str, age: int) -> Interval:
 
 def _bone(rng: Rng, age: int, sex: str, density: float, cortex: float) -> Bone:
     # microarchitecture: coarser, grainier trabeculae with age and low density, and much that neither explains
-    coarse = float(np.exp(rng.normal(0, 0.65) + 0.006 * (age - 60) - 0.0072 * (density - 115)))
+    coarse = float(np.exp(rng.normal(0, 0.65) + 0.006 * (age - 60) - 0.0100 * (density - 115)))
     texture = Texture(
         int(rng.integers(2**31)),
         float(np.clip(0.60 * coarse, 0.10, 1.40)),
