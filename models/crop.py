@@ -2,8 +2,8 @@
 
 After Yoshida 2023 (design page PAPER.md): of each of L1-L4 a sagittal slab through the middle of the
 vertebra, 5 mm thick, 300 x 300 mm, 256 x 256 pixels, masked to that vertebra; for training also the
-slabs 5 mm to either side. "The middle" belongs to the vertebra, not to the image: a rotated or tilted
-vertebra is cut along its own mirror plane.
+slabs 5 mm to either side. Here SLABS of them, which hold the whole vertebra. "The middle" belongs to
+the vertebra, not to the image: a rotated or tilted vertebra is cut along its own mirror plane.
 
 Geometry is LPS millimetres. Volumes are [k, j, i]; `affine` (4 x 4) maps (k, j, i, 1) to (x, y, z, 1).
 The frame is found on the label map only, in four steps that need no training:
