@@ -310,9 +310,13 @@ def _networks(manifest: Manifest) -> str:
 def _patients(manifest: Manifest, kind: str) -> str:
     count, folds = manifest.training["patients"], manifest.training["config"]["cross_folds"]
     each = "" if folds == 1 else f"in each of {folds} folds "
-    apart = f", {count['calibration']} to set the intervals" if count["calibration"] else ""
-    role = "choose the epoch" if manifest.training["config"].get("keep", "best") == "best" else "watch"
-    chosen = f"{count['training']} to train,\n{count['validation']} to {role}{apart}."
+    config = manifest.training["config"]
+    if config["validation_folds"] == config["calibration_folds"] and count["calibration"]:
+        others = f"{count['calibration']} to watch and to set the intervals."
+    else:
+        apart = f", {count['calibration']} to set the intervals" if count["calibration"] else ""
+        others = f"{count['validation']} to choose the epoch{apart}."
+    chosen = f"{count['training']} to train, {others}"
     return f"{kind[0].upper()}{kind[1:]}: {each}{chosen}"
 
 
