@@ -430,6 +430,12 @@ def _add_models(commands: Any) -> None:
         "--stop-after-steps", type=int, metavar="N", help="of each network; the package then says that it is unfinished"
     )
     train.add_argument("--folds", type=_numbers, metavar="F[,F]...", help="train these folds only, now")
+    train.add_argument(
+        "--calibration-cohort",
+        type=Path,
+        metavar="DIR",
+        help="sets the intervals, not tenths of the first cohort",
+    )
     evaluate = _command(commands, "evaluate", run_evaluate, "evaluate a model package on a cohort")
     evaluate.add_argument("--model", required=True, metavar="PACKAGE", help="a folder, an id, or 'active'")
     evaluate.add_argument("--cohort", type=Path, required=True, metavar="DIR")
@@ -461,6 +467,7 @@ def run_train(options: argparse.Namespace) -> int:
         resume=options.resume,
         stop_after_steps=options.stop_after_steps,
         folds=options.folds,
+        calibration_dir=options.calibration_cohort,
     )
     steps = package.manifest.training
     state = "finished" if package.manifest.finished else "unfinished, --resume goes on"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -255,6 +256,27 @@ def test_loss_falls_and_a_package_comes_out(folder: Path, tmp_path: Path) -> Non
     assert np.mean(losses[-2:]) < 0.6 * losses[0]
     with pytest.raises(PackageError, match="never overwritten"):
         train_package(folder, tmp_path / "tiny-0.1", config, resume=True)
+
+
+def test_a_cohort_of_its_own_sets_the_intervals(folder: Path, tmp_path: Path) -> None:
+    others = tiny_cohort(tmp_path / "others", patients=12)
+    table = others / "cohort.csv"
+    table.write_text(re.sub(r"(?m)^P", "Q", table.read_text()))
+    config = tiny_config(epochs=2, keep="last", validation_folds=[8, 9], calibration_folds=[8, 9])
+    manifest = train_package(folder, tmp_path / "apart", config, calibration_dir=others).manifest
+    assert manifest.metrics["calibration"]["n_patients"] == manifest.training["patients"]["calibration"] == 12
+    assert manifest.training["calibration_cohort_sha256"] == Cohort.read(others).sha256
+    card = (tmp_path / "apart" / "model_card.md").read_text()
+    assert "8 to train, 2 to watch, 12 to set the intervals" in card
+    assert "12 patients of a cohort of their own" in card
+    usual = train_package(folder, tmp_path / "usual", config)
+    assert "8 to train, 2 to watch and to set the intervals" in usual.model_card()
+    with pytest.raises(ValueError, match="patients in both cohorts"):
+        train_package(folder, tmp_path / "same", config, calibration_dir=folder)
+    facts = others / "cohort.json"
+    facts.write_text(facts.read_text().replace("digital", "site"))
+    with pytest.raises(ValueError, match="site patients can't"):
+        train_package(folder, tmp_path / "mixed", config, calibration_dir=others)
 
 
 def test_stopped_anywhere_and_resumed_is_the_same_run(cohort: Cohort, tmp_path: Path) -> None:
