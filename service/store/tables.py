@@ -283,7 +283,7 @@ class ReferralRow(Table):
 
 
 class AuditRow(Table):
-    """Append-only: who did what, to what, when, from where."""
+    """Append-only: who did what, to what, when, from where. A trigger refuses to change or delete a row."""
 
     __tablename__ = "audit"
 
@@ -294,3 +294,52 @@ class AuditRow(Table):
     subject: Mapped[str] = mapped_column(String(128))
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
     peer_address: Mapped[str | None] = mapped_column(String(64))
+
+
+class UserRow(Table):
+    """A person who may log in; never deleted, since the audit names them."""
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))  # as the audit shows it
+    name_key: Mapped[str] = mapped_column(String(192), unique=True)  # casefolded: no two people differ by case alone
+    password_hash: Mapped[str] = mapped_column(String(255))  # argon2id, salt and costs included
+    roles: Mapped[list[Any]]
+    disabled: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime]
+    password_changed_at: Mapped[datetime]
+
+    sessions: Mapped[list[SessionRow]] = relationship(back_populates="user", cascade="all, delete-orphan")
+
+
+class SessionRow(Table):
+    """One browser of one user; the cookie holds the token, this row only its hash."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    token_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    seen_at: Mapped[datetime]  # the last thing that the person did, to the minute
+
+    user: Mapped[UserRow] = relationship(back_populates="sessions")
+
+
+class KeyRow(Table):
+    """A program's API key: only its hash is kept; never deleted, since the audit names it."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(String(60), unique=True)  # "key:<label>" in the audit
+    key_sha256: Mapped[str] = mapped_column(
+        String(64), unique=True
+    )  # of 256 random bits: a slow hash would add nothing
+    roles: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    used_at: Mapped[datetime | None]  # to the minute
