@@ -1,25 +1,28 @@
 """What every request passes before any route sees it, and every response after.
 
-Without a password the pages are open to whoever reaches the loopback port, so the guard keeps other web
-sites from reaching it through the user's own browser: the Host header must name this machine (DNS rebinding).
-With a password any Host will do: a browser sends the password to the origin alone that asked for it. In both
-cases a request that changes something must come from our own origin (request forgery).
+Without users and without a password the pages are open to whoever reaches the loopback port, so the guard keeps
+other web sites from reaching it through the user's own browser: the Host header must name this machine (DNS
+rebinding). Otherwise any Host will do: a browser sends cookie and password to the origin alone that they belong to.
+In both cases a request that changes something must come from our own origin (request forgery).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.password import OPEN_PATHS, Gate, Turned
-from service.api.problems import MEDIA_TYPE, problem_bytes
-from service.web.desk import ACTOR_KEY
+from service.api.entrance import Admitted, Entrance
+from service.api.password import Turned
+from service.api.problems import DATABASE_AWAY, MEDIA_TYPE, RETRY_SOON, problem_bytes
+from service.web.desk import PRINCIPAL_KEY
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +54,10 @@ class BodyTooLargeError(Exception):
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(
-        self, app: ASGIApp, gate: Gate | None = None, note: Callable[[str, str], None] = lambda _event, _address: None
-    ) -> None:
-        """`gate` asks for the password; `note` writes its events, with the address they came from, to the audit."""
+    def __init__(self, app: ASGIApp, entrance: Entrance, note: Callable[[str, str], None]) -> None:
+        """`entrance` says who asks; `note` writes its events, with the address they came from, to the audit."""
         self._app = app
-        self._gate = gate
+        self._entrance = entrance
         self._note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,14 +66,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send, scope["path"])
-        turned = await self._turned(scope)
-        if turned is not None:
-            await answer.problem(turned.status, turned.detail, turned.headers)
+        found = await self._admitted(scope)
+        if isinstance(found, Turned):
+            await answer.problem(found.status, found.detail, found.headers)
             return
-        refusal = _refusal(scope, any_host=self._gate is not None)
+        refusal = _refusal(scope, any_host=found.any_host)
         if refusal is not None:
             await answer.problem(*refusal)
             return
+        scope[PRINCIPAL_KEY] = found.principal
         try:
             await self._app(scope, _limited(receive, answer), answer.send)
         except Exception:
@@ -81,16 +83,17 @@ class Guard:
                 raise
             await answer.problem(500, "Something broke here. It has been logged.")
 
-    async def _turned(self, scope: Scope) -> Turned | None:
-        """Why the gate does not let a request in, or None; the name that it came with is put into its scope."""
-        if self._gate is None or scope["path"] in OPEN_PATHS:
-            return None
-        address = str(scope["client"][0]) if scope.get("client") else ""
-        found = self._gate.admit(Headers(scope=scope).get("authorization"), address)
-        if isinstance(found, str):
-            scope[ACTOR_KEY] = found
-            return None
-        if found.event is not None:
+    async def _admitted(self, scope: Scope) -> Admitted | Turned:
+        """Who asks, or why they are turned away."""
+        try:
+            found = await run_in_threadpool(self._entrance.admit, scope)
+        except OperationalError:
+            return Turned(HTTPStatus.SERVICE_UNAVAILABLE, DATABASE_AWAY, RETRY_SOON)
+        except Exception:
+            log.exception("who asks for %s could not be told", scope["path"])
+            return Turned(HTTPStatus.INTERNAL_SERVER_ERROR, "Something broke here. It has been logged.", {})
+        if isinstance(found, Turned) and found.event is not None:
+            address = str(scope["client"][0]) if scope.get("client") else ""
             log.warning("%s from %s", found.event, address)
             try:
                 await run_in_threadpool(self._note, found.event, address)
