@@ -114,3 +114,24 @@ def test_users_and_keys_from_the_command_line(
     assert main(["key", "revoke", "lab"]) == 0
     assert main(["key", "revoke", "lab"]) == 1
     assert main(["key", "create", "--role", "viewer", "--days", "0"]) == 1
+
+
+def test_dxa_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.service.domain.test_dxa import GE
+
+    assert main(["db", "upgrade"]) == 0
+    file = tmp_path / "spine.csv"
+    file.write_text("\ufeff" + GE, encoding="utf-8")
+    assert main(["dxa", "import", str(file)]) == 1
+    told = capsys.readouterr()
+    assert "line 2: DXA_DEVICE_MISSING" in told.err
+    assert "0 new" in told.out
+    assert main(["dxa", "import", str(file), "--model", "Prodigy"]) == 0
+    assert "ge-lunar, 7 rows: 1 new, 0 known before, 1 passed over, 0 refused" in capsys.readouterr().out
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text('patient_id = "ID"\nscan_date = "D"\n"L1.bmd" = "B"\n')
+    file.write_text("ID,D,B\nP2,04/03/26,0.9\nP3,04/03/26,x\n")
+    more = ["--mapping", str(mapping), "--manufacturer", "Norland", "--model", "XR-46", "--date-format", "%d/%m/%y"]
+    assert main(["dxa", "import", str(file), *more]) == 1
+    assert main(["dxa", "import", str(file), *more, "--skip-refused"]) == 0
+    assert "mapped, 2 rows: 1 new, 0 known before, 0 passed over, 1 refused" in capsys.readouterr().out

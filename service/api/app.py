@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
 from service.api import problems
+from service.api.dxa import dxa_router
 from service.api.entrance import Entrance
 from service.api.guard import Guard
 from service.api.operations import operations_router
@@ -19,6 +20,7 @@ from service.settings import Settings
 from service.store.engine import Store
 from service.web.csrf import Forms
 from service.web.desk import Desk, Needs, software
+from service.web.dxa import dxa_page_router
 from service.web.login import login_router
 from service.web.pages import STATIC, Pages, page_router
 from service.workflow import people, reading
@@ -41,8 +43,10 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
         redoc_url=None,
     )
     app.include_router(api_router(desk))
+    app.include_router(dxa_router(desk))
     app.include_router(operations_router(desk))
     app.include_router(page_router(desk, pages))
+    app.include_router(dxa_page_router(desk, pages))
     app.include_router(login_router(desk, pages))
 
     @app.get("/api/docs", include_in_schema=False, dependencies=[Depends(Needs(Right.READ))])

@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 TOO_LARGE = "The body is larger than anything that is sent here."
-MAX_BODY_BYTES = 64 * 1024  # the largest thing that anyone sends us here is a reason of 1000 characters
+MAX_BODY_BYTES = 64 * 1024  # the largest thing that anyone sends us here is a reason of 1000 characters,
+MAX_FILE_BYTES = 32 * 1024 * 1024  # files of DXA results aside
+FILES = frozenset({"/api/v1/dxa/import", "/dxa"})
 
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -76,7 +78,7 @@ class Guard:
             return
         scope[PRINCIPAL_KEY] = found.principal
         try:
-            await self._app(scope, _limited(receive, answer), answer.send)
+            await self._app(scope, _limited(receive, answer, most_bytes(scope["path"])), answer.send)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if answer.started:
@@ -93,7 +95,7 @@ class Guard:
             log.exception("who asks for %s could not be told", scope["path"])
             return Turned(HTTPStatus.INTERNAL_SERVER_ERROR, "Something broke here. It has been logged.", {})
         if isinstance(found, Turned) and found.event is not None:
-            address = str(scope["client"][0]) if scope.get("client") else ""
+            address = _address(scope)
             log.warning("%s from %s", found.event, address)
             try:
                 await run_in_threadpool(self._note, found.event, address)
@@ -137,6 +139,10 @@ class _Answer:
         self.body_too_large = status == 413
 
 
+def _address(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope.get("client") else ""
+
+
 def _refusal(scope: Scope, *, any_host: bool) -> tuple[int, str] | None:
     """Why a request may not pass, or None."""
     headers = Headers(scope=scope)
@@ -146,7 +152,7 @@ def _refusal(scope: Scope, *, any_host: bool) -> tuple[int, str] | None:
         return None
     if not from_our_origin(headers, scope["scheme"]):
         return 403, "A request that changes something must come from Osteogate's own pages."
-    if not _small(headers.get("content-length", "0")):
+    if not _small(headers.get("content-length", "0"), most_bytes(scope["path"])):
         return 413, TOO_LARGE
     return None
 
@@ -176,11 +182,16 @@ def from_our_origin(headers: Mapping[str, str], scheme: str) -> bool:
     return origin is None or origin.lower() == f"{scheme}://{headers.get('host', '')}".lower()
 
 
-def _small(length: str) -> bool:
-    return length.isascii() and length.isdigit() and int(length[:20]) <= MAX_BODY_BYTES
+def most_bytes(path: str) -> int:
+    """The largest body that an address takes."""
+    return MAX_FILE_BYTES if path in FILES else MAX_BODY_BYTES
 
 
-def _limited(receive: Receive, answer: _Answer) -> Receive:
+def _small(length: str, most: int) -> bool:
+    return length.isascii() and length.isdigit() and int(length[:20]) <= most
+
+
+def _limited(receive: Receive, answer: _Answer, most: int) -> Receive:
     """`receive` that stops a body without (or with a false) Content-Length at the limit."""
     seen = 0
 
@@ -188,7 +199,7 @@ def _limited(receive: Receive, answer: _Answer) -> Receive:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
-        if seen > MAX_BODY_BYTES:
+        if seen > most:
             answer.body_too_large = True
             raise BodyTooLargeError
         return message

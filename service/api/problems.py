@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
 from service.domain.errors import OsteogateError
@@ -76,6 +76,11 @@ def install(app: FastAPI, pages: Pages) -> None:
     def conflict(request: Request, error: OsteogateError) -> Response:
         """What the workflow refuses: a step that the referral's or the study's state does not allow."""
         return answer(request, 409, _sentence(error), None)
+
+    @app.exception_handler(IntegrityError)
+    def overtaken(request: Request, error: IntegrityError) -> Response:
+        """Two requests stored the same thing at once: one did, and of the other nothing is left."""
+        return answer(request, 409, "The same was stored by somebody else at this moment. Look, and try again.", None)
 
     @app.exception_handler(OperationalError)
     def database_away(request: Request, error: OperationalError) -> Response:

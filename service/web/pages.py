@@ -278,7 +278,7 @@ def sorting(sort: str) -> tuple[Order, bool]:
 
 def link(path: str, query: Mapping[str, Any]) -> str:
     """A link of this page with other filters; what is at its default is left out."""
-    defaults = {"tab": "", "q": "", "subject": "", "patients": "all", "sort": "priority", "page": 1}
+    defaults = {"tab": "", "q": "", "subject": "", "patient": "", "patients": "all", "sort": "priority", "page": 1}
     told = {key: value for key, value in query.items() if value != defaults.get(key)}
     return f"{path}?{urlencode(told)}" if told else path
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from httpx import Response
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from service.api.app import create_app, require_lock
 from service.domain.access import GRANTS, Right, Role
@@ -110,6 +110,15 @@ def test_nothing_opens_to_nobody(site: Site) -> None:
         assert site.client.get(path).status_code == 200, path
 
 
+def test_a_database_that_is_away_opens_nothing_and_the_process_still_lives(site: Site) -> None:
+    with site.store.transaction() as session:
+        session.execute(text("ALTER TABLE users RENAME TO gone"))
+    assert site.client.get(f"{API}/health/live").status_code == 200
+    answer = site.client.get(f"{API}/worklist")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert site.client.get("/", headers={**PAGE, "HX-Request": "true"}).status_code == 503
+
+
 def test_a_person_logs_in_works_and_logs_out(site: Site) -> None:
     answer = site.log_in("Clinician", next=f"/studies/{seed.REFER}")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/studies/{seed.REFER}")
@@ -145,8 +154,8 @@ def test_a_stolen_cookie_is_worth_nothing_after_logging_out(site: Site) -> None:
 def test_wrong_passwords_and_unknown_names_are_told_alike(site: Site) -> None:
     wrong, unknown = site.log_in("viewer", "not the password"), site.log_in("hunter2 hunter2", PASSWORD)
     assert wrong.status_code == unknown.status_code == 401
-    text = re.compile(r'role="alert">(.*?)</p>', re.DOTALL)
-    assert text.findall(wrong.text) == text.findall(unknown.text) != []
+    alert = re.compile(r'role="alert">(.*?)</p>', re.DOTALL)
+    assert alert.findall(wrong.text) == alert.findall(unknown.text) != []
     assert "set-cookie" not in wrong.headers or "osteogate_session" not in str(wrong.headers)
     with site.store.reading() as session:
         lines = session.scalars(select(AuditRow).where(AuditRow.action == "login.failed")).all()
@@ -280,14 +289,14 @@ def test_every_route_says_which_right_it_needs_and_turns_away_who_lacks_it(site:
 def test_a_reader_sees_no_buttons(site: Site) -> None:
     site.log_in("viewer")
     for path in ("/", f"/studies/{seed.REFER}", "/intake"):
-        text = site.client.get(path, headers=PAGE).text
-        assert 'href="/audit"' not in text
-        assert re.findall(r'<form[^>]*method="post"', text) == ['<form class="who-am-i" action="/logout" method="post"']
+        page = site.client.get(path, headers=PAGE).text
+        assert 'href="/audit"' not in page
+        assert re.findall(r'<form[^>]*method="post"', page) == ['<form class="who-am-i" action="/logout" method="post"']
     site.log_in("pacs-admin")
     assert 'href="/audit"' in site.client.get("/intake", headers=PAGE).text
-    text = site.client.get("/audit", headers=PAGE).text
-    assert "user:ml-admin" in text
-    assert "login" in text
+    page = site.client.get("/audit", headers=PAGE).text
+    assert "user:ml-admin" in page
+    assert "login" in page
 
 
 def test_once_there_is_a_user_the_password_for_everybody_opens_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ EVERY_PAGE = [
     "/",
     "/intake",
     "/audit",
+    "/dxa",
+    "/pairing",
     "/login",
     *(f"/studies/{seed.PREFIX}.{number}" for number in range(1, 13)),
     EARLIER,
