@@ -126,6 +126,7 @@ class Settings(BaseSettings):
     web_host: str = "127.0.0.1"
     web_port: int = Field(default=8080, ge=0, le=65535)
     web_password_file: Path | None = None  # everybody's password (HTTP Basic), until the first user exists
+    web_requests_per_minute: int = Field(default=1200, ge=60)  # of one user, key or, without users, address
     session_idle_seconds: float = Field(default=1800.0, ge=60)  # a browser in which nobody does anything is logged out
     session_seconds: float = Field(default=43_200.0, ge=60)  # and at the latest after this
 

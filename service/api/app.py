@@ -23,6 +23,7 @@ from service.web.desk import Desk, Needs, software
 from service.web.dxa import dxa_page_router
 from service.web.login import login_router
 from service.web.pages import STATIC, Pages, page_router
+from service.web.tries import Pace
 from service.workflow import people, reading
 from service.workflow.clock import Clock, utc_now
 
@@ -71,7 +72,9 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
                 session, at=clock(), actor=NOBODY, action=event, subject="web", detail={}, peer_address=address
             )
 
-    app.add_middleware(Guard, entrance=Entrance(settings, store, clock), note=note)
+    app.add_middleware(
+        Guard, entrance=Entrance(settings, store, clock), pace=Pace(settings.web_requests_per_minute), note=note
+    )
     return app
 
 

@@ -19,10 +19,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.entrance import Admitted, Entrance
+from service.api.entrance import HEALTH, Admitted, Entrance
 from service.api.password import Turned
 from service.api.problems import DATABASE_AWAY, MEDIA_TYPE, RETRY_SOON, problem_bytes
+from service.domain.access import LOCAL
 from service.web.desk import PRINCIPAL_KEY
+from service.web.tries import Pace
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +58,11 @@ class BodyTooLargeError(Exception):
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, entrance: Entrance, note: Callable[[str, str], None]) -> None:
+    def __init__(self, app: ASGIApp, entrance: Entrance, pace: Pace, note: Callable[[str, str], None]) -> None:
         """`entrance` says who asks; `note` writes its events, with the address they came from, to the audit."""
         self._app = app
         self._entrance = entrance
+        self._pace = pace
         self._note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +78,10 @@ class Guard:
         refusal = _refusal(scope, any_host=found.any_host)
         if refusal is not None:
             await answer.problem(*refusal)
+            return
+        wait = 0 if scope["path"] in HEALTH else self._pace.wait_seconds(_who(scope, found))
+        if wait:
+            await answer.problem(429, "Too many requests. Slow down.", {"Retry-After": str(wait)})
             return
         scope[PRINCIPAL_KEY] = found.principal
         try:
@@ -141,6 +148,12 @@ class _Answer:
 
 def _address(scope: Scope) -> str:
     return str(scope["client"][0]) if scope.get("client") else ""
+
+
+def _who(scope: Scope, found: Admitted) -> str:
+    """Whose requests are counted together: a user's or a key's from everywhere, nobody's by address."""
+    known = found.principal
+    return known.name if known is not None and known != LOCAL else _address(scope)
 
 
 def _refusal(scope: Scope, *, any_host: bool) -> tuple[int, str] | None:

@@ -1,4 +1,4 @@
-"""Patience with guessing: how many wrong passwords or keys are looked at, and then none for a while."""
+"""Patience: how many wrong passwords or keys are looked at, and how many requests, and then none for a while."""
 
 from __future__ import annotations
 
@@ -46,3 +46,31 @@ class Tries:
         while tries and self._clock() - tries[0] >= self._window:
             tries.popleft()
         return tries
+
+
+class Pace:
+    """Counts requests by who makes them, window after window."""
+
+    def __init__(
+        self, most: int, window_seconds: float = WINDOW_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock` gives seconds."""
+        self._most = most
+        self._window = window_seconds
+        self._clock = clock
+        self._seen: dict[str, tuple[float, int]] = {}  # who -> begin of the window, requests in it
+        self._lock = threading.Lock()
+
+    def wait_seconds(self, who: str) -> int:
+        """0, and the request is counted; or how long they must wait."""
+        with self._lock:
+            now = self._clock()
+            begin, count = self._seen.get(who, (now, 0))
+            if now - begin >= self._window:
+                begin, count = now, 0
+            if count >= self._most:
+                return max(1, round(begin + self._window - now))
+            if len(self._seen) >= MAX_REMEMBERED:
+                self._seen.clear()
+            self._seen[who] = (begin, count + 1)
+            return 0

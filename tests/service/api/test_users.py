@@ -243,6 +243,18 @@ def test_a_key_opens_the_api_and_stands_in_the_audit(site: Site) -> None:
     assert site.client.get(f"{API}/worklist", headers=headers).status_code == 401
 
 
+def test_who_asks_too_often_waits(site: Site, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, web_requests_per_minute=60, disk_floor_bytes=1)
+    app = create_app(settings, site.store, DEFAULT_POLICY, clock=site.clock)
+    slow, other = site.key(Role.VIEWER), site.key(Role.ML_ADMIN)
+    with TestClient(app, base_url=HOST) as client:
+        found = [client.get("/metrics", headers=slow).status_code for _ in range(61)]
+        assert found == [200] * 60 + [429]
+        assert 0 < int(client.get("/metrics", headers=slow).headers["retry-after"]) <= 60
+        assert client.get("/metrics", headers=other).status_code == 200
+        assert client.get(f"{API}/health/live", headers=slow).status_code == 200
+
+
 def _routes(routes: Iterable[Any]) -> Iterator[APIRoute]:
     """Every route of ours, those of included routers too."""
     for route in routes:
