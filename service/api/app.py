@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import problems
 from service.api.dxa import dxa_router
@@ -86,9 +87,12 @@ def require_lock(settings: Settings, store: Store) -> None:
     """
     if settings.web_password is not None or ip_address(settings.web_host).is_loopback:
         return
-    with store.reading() as session:
-        if people.anyone(session):
-            return
+    try:
+        with store.reading() as session:
+            if people.anyone(session):
+                return
+    except SQLAlchemyError as error:
+        raise ConfigurationError("the database does not answer, or is not migrated (`osteogate db upgrade`)") from error
     raise ConfigurationError(
         "OSTEOGATE_WEB_HOST must be a loopback address until there is a user (`osteogate user add`), or "
         "OSTEOGATE_WEB_PASSWORD_FILE names a file with a password for everybody"
