@@ -211,12 +211,22 @@ class ReferralPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class PairingPolicy:
+    """Which DXA result may say what the bone of a CT is."""
+
+    window_days: int = _threshold(
+        365, unit="days", source=f"{UNVERIFIED}; bone changes by a few per cent in a year", low=1, high=3650
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The whole rule book of one installation; `label` names it in every result."""
 
     version: int = _threshold(1, unit="version", source="ours", low=1, high=10_000)
     eligibility: EligibilityPolicy = EligibilityPolicy()
     referral: ReferralPolicy = ReferralPolicy()
+    pairing: PairingPolicy = PairingPolicy()
     references: tuple[Reference, ...] = field(default=(), metadata=_NOT_IN_THE_FILE)  # for real patients, as chosen
 
     @property
@@ -245,7 +255,8 @@ class Threshold(NamedTuple):
 
 def thresholds(policy: Policy) -> list[Threshold]:
     """Every threshold of a policy, in order, for the pages and the documentation."""
-    return [*_thresholds(policy.eligibility, "eligibility."), *_thresholds(policy.referral, "referral.")]
+    sections = {"eligibility.": policy.eligibility, "referral.": policy.referral, "pairing.": policy.pairing}
+    return [threshold for prefix, section in sections.items() for threshold in _thresholds(section, prefix)]
 
 
 def _thresholds(section: Any, prefix: str) -> list[Threshold]:
