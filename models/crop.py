@@ -2,8 +2,8 @@
 
 After Yoshida 2023 (design page PAPER.md): of each of L1-L4 a sagittal slab through the middle of the
 vertebra, 5 mm thick, 300 x 300 mm, 256 x 256 pixels, masked to that vertebra; for training also the
-slabs 5 mm to either side. "The middle" belongs to the vertebra, not to the image: a rotated or tilted
-vertebra is cut along its own mirror plane.
+slabs 5 mm to either side. Here SLABS of them, which hold the whole vertebra. "The middle" belongs to
+the vertebra, not to the image: a rotated or tilted vertebra is cut along its own mirror plane.
 
 Geometry is LPS millimetres. Volumes are [k, j, i]; `affine` (4 x 4) maps (k, j, i, 1) to (x, y, z, 1).
 The frame is found on the label map only, in four steps that need no training:
@@ -33,6 +33,7 @@ THICKNESS_MM = 5.0  # Yoshida 2023
 FOV_MM = 300.0  # Yoshida 2023
 SIZE_PX = 256  # Yoshida 2023, after their resize
 PIXEL_MM = FOV_MM / SIZE_PX
+SLABS = 9  # 45 mm: a lumbar vertebra with its pedicles and facet joints; Yoshida 2023 has 3 at most
 
 _WORK_MM = 1.5  # isotropic grid for finding the frame; half a voxel of a 3 mm CT
 _BULK_SIGMA_MM = 6.0  # blur whose maximum is the body: a body is about 27 mm high, a pedicle 8-15 mm

@@ -8,6 +8,10 @@ picture remains a linear measure of bone mineral. 255 steps of 3.9 HU lie far be
 The slab is empty outside one vertebra, so the network takes only the field that a vertebra can fill, cut
 from the 300 mm slab at its own resolution (no resampling): 48 x 80 pixels, 56 mm from top to bottom and
 from 28 mm in front of the body's middle to 66 mm behind it, where most spinous processes end.
+
+The paper's network sees the midsagittal slab. Half of what a densitometer counts lies behind the body (Lee 2009, doi
+10.1359/jbmr.090224), most of that beside the midline, and hard facets alone can hide an osteoporosis (Drinka 1992,
+Calcif Tissue Int 50:507). So ours sees the whole vertebra: nine adjoining slabs, one channel each.
 """
 
 from collections.abc import Mapping
@@ -17,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from models.crop import OUTSIDE_HU, PIXEL_MM, Floats
+from models.crop import OUTSIDE_HU, PIXEL_MM, SLABS, Floats
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,21 @@ class InputConfig:
     rows: int = 48  # pixels, superior to inferior
     columns: int = 80  # pixels, anterior to posterior
     posterior_shift_px: int = 16  # of the field's middle behind the body's middle
-    slabs: int = 3  # neighbouring slabs seen together, as the picture's channels
+    slabs: int = 9  # adjoining slabs seen together, as the picture's channels; 9 show the whole vertebra
     pixel_mm: float = PIXEL_MM
 
     def __post_init__(self) -> None:
         if self.window_high_hu <= self.window_low_hu or not 1 <= self.grey_levels <= 65535:
             raise ValueError("the window must rise and have 1 to 65535 grey levels")
-        if self.slabs not in (1, 3):
-            raise ValueError(f"the network sees 1 or 3 slabs, not {self.slabs}")
+        if not 1 <= self.slabs <= SLABS or self.slabs % 2 == 0:
+            raise ValueError(f"the network sees an odd number of slabs, at most {SLABS}, not {self.slabs}")
         if min(self.rows, self.columns) < 32:
             raise ValueError("the field must have at least 32 x 32 pixels")
+
+    @property
+    def channels(self) -> int:
+        """Of the picture: a single slab is in all three of a usual ResNet50."""
+        return 3 if self.slabs == 1 else self.slabs
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -75,16 +84,18 @@ def windowed(hu: npt.NDArray[Any], config: InputConfig) -> Floats:
 
 
 def network_input(slabs: npt.NDArray[Any], config: InputConfig) -> Floats:
-    """Slabs [vertebrae, slabs, size, size] (or [vertebrae, size, size]) HU -> [vertebrae, 3, rows, columns].
+    """Slabs [vertebrae, slabs, size, size] (or [vertebrae, size, size]) HU -> [vertebrae, channels, rows, columns].
 
-    A network that sees one slab gets the middle one three times, because ResNet50 has three channels.
+    Of more slabs than the network sees, the middle ones. A network that sees one gets it three times, because
+    ResNet50 has three channels.
     """
     if slabs.ndim == 3:
         slabs = slabs[:, None]
     if slabs.ndim != 4 or slabs.shape[1] < config.slabs:
         raise ValueError(f"expected [vertebrae, {config.slabs}, size, size], got {list(slabs.shape)}")
     middle = slabs.shape[1] // 2
-    seen = slabs[:, [middle] * 3] if config.slabs == 1 else slabs[:, middle - 1 : middle + 2]
+    reach = config.slabs // 2
+    seen = slabs[:, [middle] * 3] if config.slabs == 1 else slabs[:, middle - reach : middle + reach + 1]
     return windowed(central_field(seen, config), config)
 
 

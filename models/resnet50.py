@@ -8,7 +8,7 @@ comparison (the paper's limitations name AlexNet and GoogLeNet).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from models.inputs import InputConfig
 from models.package import TARGETS, Member, ModelPackage, TestTime
 
 ARCHITECTURES = (
@@ -53,6 +54,7 @@ class NetworkConfig:
 
     architecture: str = "resnet50"
     targets: tuple[str, ...] = TARGETS
+    channels: int = 3  # of the picture
     norm_momentum: float = 0.1  # of batch-norm statistics; training only
 
     def __post_init__(self) -> None:
@@ -83,11 +85,28 @@ def _trunk(config: NetworkConfig) -> tuple[nn.Module, int]:
     trunk: nn.Module = get_model(config.architecture, weights=None, **extra)
     name, last = [(name, module) for name, module in trunk.named_modules() if isinstance(module, nn.Linear)][-1]
     trunk.set_submodule(name, nn.Identity())
+    if config.channels != 3:
+        _see_channels(trunk, config.channels)
     return trunk, last.in_features  # 2048 in ResNet50
 
 
+def _see_channels(trunk: nn.Module, channels: int) -> None:
+    """Replace the first convolution, made for three channels, by an untrained one for so many."""
+    name, first = next((name, module) for name, module in trunk.named_modules() if isinstance(module, nn.Conv2d))
+    wider = nn.Conv2d(
+        channels,
+        first.out_channels,
+        kernel_size=cast(tuple[int, int], first.kernel_size),
+        stride=cast(tuple[int, int], first.stride),
+        padding=cast(tuple[int, int], first.padding),
+        bias=first.bias is not None,
+    )
+    nn.init.kaiming_normal_(wider.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
+    trunk.set_submodule(name, wider)
+
+
 class BonePredictor(nn.Module):
-    """Pictures [n, 3, rows, columns] -> targets [n, targets] in their own units."""
+    """Pictures [n, channels, rows, columns] -> targets [n, targets] in their own units."""
 
     target_mean: Tensor
     target_std: Tensor
@@ -123,7 +142,7 @@ class BonePredictor(nn.Module):
 
 
 class PackageNetwork(nn.Module):
-    """A package's networks: pictures [n, 3, rows, columns] -> [n, targets], the mean over who predicts a target."""
+    """A package's networks, [n, channels, rows, columns] -> [n, targets]: the mean over who predicts a target."""
 
     def __init__(
         self, members: list[BonePredictor], targets: tuple[str, ...] = TARGETS, test_time: TestTime = "none"
@@ -163,7 +182,9 @@ def load_network(package: ModelPackage, device: torch.device) -> PackageNetwork:
 
 
 def _load_member(package: ModelPackage, member: Member) -> BonePredictor:
-    network = BonePredictor(NetworkConfig(package.manifest.architecture, member.targets))
+    manifest = package.manifest
+    channels = InputConfig.from_dict(manifest.input).channels
+    network = BonePredictor(NetworkConfig(manifest.architecture, member.targets, channels))
     load_tensors(network, package.weights(member.file))
     return network
 
@@ -186,7 +207,7 @@ def infer(
     precision: Precision = "fp32",
     batch: int = 32,
 ) -> Floats:
-    """Pictures [n, 3, rows, columns] -> [n, targets] in their own units."""
+    """Pictures [n, channels, rows, columns] -> [n, targets] in their own units."""
     parts = []
     for start in range(0, len(pictures), batch):
         part = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch]))

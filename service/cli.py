@@ -7,6 +7,7 @@ lazily, inside the subcommand that needs them, so that the service image runs wi
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.domain.policy import Policy
     from service.store.engine import Store
+    from service.workflow.people import By
 
 Handler = Callable[[argparse.Namespace], int]
 WEB_GRACE_SECONDS = 10  # for the requests in hand at a shutdown
@@ -94,6 +96,8 @@ def _add_installation(commands: Any) -> None:
     up.add_argument("--data", type=Path, metavar="DIR", help="the data folder (OSTEOGATE_DATA_DIR)")
     database = commands.add_parser("db", help="the database").add_subparsers(required=True, metavar="ACTION")
     _command(database, "upgrade", run_db_upgrade, "bring the database to this version's schema")
+    _add_people(commands)
+    _add_dxa(commands)
     _command(commands, "doctor", run_doctor, "check this installation's parts and say what is amiss")
     health = _command(commands, "health", run_health, "ask one process of this machine whether it does its work")
     health.add_argument("part", choices=("listener", "web", "steward", "worker"))
@@ -117,6 +121,7 @@ def run_up(options: argparse.Namespace) -> int:
     stopping = _until_signalled()
     with sole_owner(settings.data_dir):
         upgrade(settings.sqlalchemy_url)
+        _require_lock(settings)
         console.print(f"[bold]Osteogate[/] {DISCLAIMER}", highlight=False)
         console.print(
             f"  DICOM   {settings.ae_title} at {settings.dicom_host}:{settings.dicom_port}\n"
@@ -158,6 +163,260 @@ def run_health(options: argparse.Namespace) -> int:
 
     print(check(options.part, Settings()))
     return 0
+
+
+# --- DXA results ---------------------------------------------------------------------------------------------------
+
+
+def _add_dxa(commands: Any) -> None:
+    dxa = commands.add_parser("dxa", help="DXA results").add_subparsers(required=True, metavar="ACTION")
+    bring = _command(dxa, "import", run_dxa_import, "DXA results from a CSV of GE Lunar, Hologic APEX or NHANES")
+    bring.add_argument("file", type=Path, metavar="FILE")
+    bring.add_argument("--mapping", type=Path, metavar="FILE", help="TOML for another layout: our field = its heading")
+    bring.add_argument("--manufacturer", default="", metavar="M", help="where the file does not say")
+    bring.add_argument("--model", default="", metavar="M", help="where the file does not say")
+    bring.add_argument("--scan-date", type=date.fromisoformat, metavar="YYYY-MM-DD", help="of rows without one")
+    bring.add_argument("--date-format", default="", metavar="F", help="of strptime, %%m/%%d/%%Y say")
+    bring.add_argument("--synthetic", action="store_true", help="results of digital patients")
+    bring.add_argument("--skip-refused", action="store_true", help="import the good rows even if others are refused")
+
+
+def run_dxa_import(options: argparse.Namespace) -> int:
+    """`osteogate dxa import`: every refused row on standard error; 1 where nothing was imported."""
+    from service.domain.dxa_csv import Defaults
+    from service.workflow import dxa
+
+    text = options.file.read_text(encoding="utf-8-sig")
+    columns = None if options.mapping is None else _mapping(options.mapping)
+    defaults = Defaults(options.manufacturer, options.model, options.scan_date, options.date_format, options.synthetic)
+    settings = Settings()
+    policy = _policy(settings)
+    with _store(settings).transaction() as session:
+        report = dxa.import_csv(
+            session,
+            text,
+            defaults,
+            _shell(),
+            window_days=policy.pairing.window_days,
+            columns=columns,
+            on_refusal=dxa.OnRefusal.SKIP if options.skip_refused else dxa.OnRefusal.STOP,
+            name=options.file.name,
+        )
+    for row in report.refused:
+        print(f"line {row.line}: {row.reason.code.value}: {row.reason.text}", file=sys.stderr)
+    counts = f"{report.accepted} new, {report.duplicates} known before, {report.passed_over} passed over"
+    print(f"{report.layout or 'no known layout'}, {report.rows} rows: {counts}, {len(report.refused)} refused")
+    if not report.imported:
+        print("nothing was imported: mend the file, or let the good rows in with --skip-refused", file=sys.stderr)
+    return 0 if report.imported else 1
+
+
+def _mapping(file: Path) -> dict[str, str]:
+    """Our field -> its heading, from a TOML file."""
+    import tomllib
+
+    told = tomllib.loads(file.read_text(encoding="utf-8"))
+    if not all(isinstance(heading, str) for heading in told.values()):
+        raise ValueError(f'{file}: a mapping is lines of  "L1.bmd" = "heading"')
+    return told
+
+
+# --- users and keys ------------------------------------------------------------------------------------------------
+
+
+def _add_people(commands: Any) -> None:
+    user = commands.add_parser("user", help="who may log in").add_subparsers(required=True, metavar="ACTION")
+    add = _command(user, "add", run_user_add, "a new user; the password is asked for, or read from a file or a pipe")
+    _name_and_roles(add)
+    _password_file(add)
+    _command(user, "list", run_user_list, "every user with roles and state")
+    roles = _command(user, "roles", run_user_roles, "other roles for a user, in place of the old ones")
+    _name_and_roles(roles)
+    password = _command(user, "password", run_user_password, "another password; every session of the user ends")
+    password.add_argument("name", metavar="NAME")
+    _password_file(password)
+    disable = _command(user, "disable", run_user_disable, "let a user in no more; every session ends now")
+    disable.add_argument("name", metavar="NAME")
+    enable = _command(user, "enable", run_user_enable, "let a disabled user in again")
+    enable.add_argument("name", metavar="NAME")
+
+    key = commands.add_parser("key", help="API keys").add_subparsers(required=True, metavar="ACTION")
+    create = _command(key, "create", run_key_create, "a new API key, printed this once and kept as a hash only")
+    _roles(create)
+    create.add_argument("--name", metavar="NAME", help="by which the audit knows it; without one it is numbered")
+    create.add_argument("--days", type=int, metavar="N", help="until it expires; without it never")
+    _command(key, "list", run_key_list, "every key with roles, state and last use")
+    revoke = _command(key, "revoke", run_key_revoke, "let a key open nothing any more")
+    revoke.add_argument("name", metavar="NAME")
+
+
+def _name_and_roles(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME")
+    _roles(command)
+
+
+def _roles(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--role",
+        action="append",
+        required=True,
+        dest="roles",
+        metavar="ROLE",
+        help="viewer, clinician, pacs-admin or ml-admin; once for each role",
+    )
+
+
+def _password_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="its first line is the password (never an argument: `ps` shows it)",
+    )
+
+
+def run_user_add(options: argparse.Namespace) -> int:
+    """`osteogate user add`."""
+    from service.domain.access import roles_named
+    from service.workflow import people
+
+    roles, store = roles_named(options.roles), _store(Settings())
+    password = _new_password(options.password_file)
+    with store.transaction() as session:
+        name = people.add_user(session, options.name, roles, password, _shell())
+    print(f"{name}: {', '.join(sorted(roles))}")
+    return 0
+
+
+def run_user_list(_: argparse.Namespace) -> int:
+    """`osteogate user list`."""
+    from service.workflow import people
+
+    with _store(Settings()).reading() as session:
+        found = people.users(session)
+    for user in found:
+        seen = f"last seen {user.last_seen_at:%Y-%m-%d %H:%M} UTC" if user.last_seen_at else "not logged in"
+        print(f"{user.name}  {', '.join(user.roles)}  {'disabled' if user.disabled else seen}")
+    if not found:
+        print("no users yet: the pages are open to this machine only, or behind one password for everybody")
+    return 0
+
+
+def run_user_roles(options: argparse.Namespace) -> int:
+    """`osteogate user roles`."""
+    from service.domain.access import roles_named
+    from service.workflow import people
+
+    roles = roles_named(options.roles)
+    with _store(Settings()).transaction() as session:
+        people.set_roles(session, options.name, roles, _shell())
+    return 0
+
+
+def run_user_password(options: argparse.Namespace) -> int:
+    """`osteogate user password`."""
+    from service.workflow import people
+
+    store, password = _store(Settings()), _new_password(options.password_file)
+    with store.transaction() as session:
+        people.set_password(session, options.name, password, _shell())
+    return 0
+
+
+def run_user_disable(options: argparse.Namespace) -> int:
+    """`osteogate user disable`."""
+    from service.workflow import people
+
+    with _store(Settings()).transaction() as session:
+        people.disable(session, options.name, _shell())
+    return 0
+
+
+def run_user_enable(options: argparse.Namespace) -> int:
+    """`osteogate user enable`."""
+    from service.workflow import people
+
+    with _store(Settings()).transaction() as session:
+        people.enable(session, options.name, _shell())
+    return 0
+
+
+def run_key_create(options: argparse.Namespace) -> int:
+    """`osteogate key create`: the key alone on standard output, so that a script can keep it."""
+    from service.domain.access import roles_named
+    from service.workflow import people
+
+    if options.days is not None and options.days < 1:
+        raise ValueError("--days takes a whole number above 0")
+    roles, by = roles_named(options.roles), _shell()
+    expires_at = None if options.days is None else by.now + timedelta(days=options.days)
+    with _store(Settings()).transaction() as session:
+        label = options.name or f"key {len(people.keys(session)) + 1}"
+        key = people.create_key(session, label, roles, by, expires_at=expires_at)
+    print(key)
+    told = f"{label}: {', '.join(sorted(roles))}. It is shown this once; send it as Authorization: Bearer."
+    print(told, file=sys.stderr)
+    return 0
+
+
+def run_key_list(_: argparse.Namespace) -> int:
+    """`osteogate key list`."""
+    from service.workflow import people
+
+    now = _shell().now
+    with _store(Settings()).reading() as session:
+        for key in people.keys(session):
+            used = f"last used {key.used_at:%Y-%m-%d %H:%M} UTC" if key.used_at else "never used"
+            until = f", until {key.expires_at:%Y-%m-%d}" if key.expires_at else ""
+            print(f"{key.label}  {', '.join(key.roles)}  {key.state(now)}{until}, {used}")
+    return 0
+
+
+def run_key_revoke(options: argparse.Namespace) -> int:
+    """`osteogate key revoke`."""
+    from service.workflow import people
+
+    with _store(Settings()).transaction() as session:
+        people.revoke_key(session, options.name, _shell())
+    return 0
+
+
+def _new_password(file: Path | None) -> str:
+    """A password from a file, from a pipe, or asked for twice at a terminal."""
+    if file is not None:
+        return _first_line(file.read_text(encoding="utf-8"))
+    if not sys.stdin.isatty():
+        return _first_line(sys.stdin.readline())
+    password = getpass.getpass("Password: ")
+    if getpass.getpass("Again: ") != password:
+        raise ValueError("the two passwords differ")
+    return password
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0].rstrip("\r")
+
+
+def _shell() -> By:
+    """Who types this, for the audit: the account of the machine, which is no user of ours."""
+    from service.workflow.clock import utc_now
+    from service.workflow.people import By
+
+    try:
+        account = getpass.getuser()
+    except (KeyError, OSError):  # a container's user has no name
+        account = str(os.getuid())
+    return By(f"shell:{account}"[:64], utc_now())
+
+
+def _require_lock(settings: Settings) -> None:
+    from service.api.app import require_lock
+
+    store = _store(settings)
+    try:
+        require_lock(settings, store)
+    finally:
+        store.close()
 
 
 # --- the processes -----------------------------------------------------------------------------------------------
@@ -216,6 +475,7 @@ def run_web(_: argparse.Namespace) -> int:
     from service.api.app import create_app
 
     settings = Settings()
+    _require_lock(settings)
     app = create_app(settings, _store(settings), _policy(settings))
     uvicorn.run(
         app,
@@ -404,7 +664,7 @@ def run_phantom_reference(options: argparse.Namespace) -> int:
             mean_g_cm2=round(cohort.mean_g_cm2, 4),
             sd_g_cm2=round(cohort.sd_g_cm2, 4),
             source=command,
-            version="2",  # of the phantom that it is measured on
+            version="3",  # of the phantom that it is measured on
         )
         for cohort in cohorts
     ]
@@ -423,13 +683,19 @@ def _add_models(commands: Any) -> None:
         "--config",
         default="osteogate",
         metavar="NAME|FILE",
-        help="osteogate (the default), yoshida-2023, or a JSON file",
+        help="a shipped one (osteogate is the default), or a JSON file",
     )
     train.add_argument("--resume", action="store_true", help="go on with the run beside DIR")
     train.add_argument(
         "--stop-after-steps", type=int, metavar="N", help="of each network; the package then says that it is unfinished"
     )
     train.add_argument("--folds", type=_numbers, metavar="F[,F]...", help="train these folds only, now")
+    train.add_argument(
+        "--calibration-cohort",
+        type=Path,
+        metavar="DIR",
+        help="sets the intervals, not tenths of the first cohort",
+    )
     evaluate = _command(commands, "evaluate", run_evaluate, "evaluate a model package on a cohort")
     evaluate.add_argument("--model", required=True, metavar="PACKAGE", help="a folder, an id, or 'active'")
     evaluate.add_argument("--cohort", type=Path, required=True, metavar="DIR")
@@ -461,6 +727,7 @@ def run_train(options: argparse.Namespace) -> int:
         resume=options.resume,
         stop_after_steps=options.stop_after_steps,
         folds=options.folds,
+        calibration_dir=options.calibration_cohort,
     )
     steps = package.manifest.training
     state = "finished" if package.manifest.finished else "unfinished, --resume goes on"

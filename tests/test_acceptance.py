@@ -31,6 +31,7 @@ def test_the_shipped_networks_pass(pipeline: Pipeline) -> None:
     assert report["wrong_and_certain"] == 0
     assert report["bmd_r"] >= 0.7
     assert report["bmd_r"] > report["hu_bmd_r"]
+    assert report["bmd_r_by_true_masks"] == pytest.approx(report["bmd_r"], abs=0.1)
     assert report["passed"]
 
 

@@ -80,3 +80,58 @@ def test_a_folder_is_sent_and_what_is_no_dicom_in_it_is_passed_over(tmp_path: Pa
     assert in_a_folder.failed == []
     named = send_files([tmp_path / "truth.json"], port=9, **peer)
     assert "not a DICOM file" in named.failed[0][1]
+
+
+def test_users_and_keys_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["db", "upgrade"]) == 0
+    monkeypatch.setenv("OSTEOGATE_WEB_HOST", "0.0.0.0")
+    assert main(["web"]) == 1  # off loopback only with users
+    assert "osteogate user add" in capsys.readouterr().err
+    file = tmp_path / "password"
+    file.write_text("correct horse battery\n")
+    add = ["user", "add", "Dr. Tanabe", "--role", "clinician", "--role", "pacs-admin", "--password-file", str(file)]
+    assert main(add) == 0
+    assert main(add) == 1
+    assert "already" in capsys.readouterr().err
+    assert main(["user", "add", "x", "--role", "root", "--password-file", str(file)]) == 1
+    assert "roles are" in capsys.readouterr().err
+    assert main(["user", "roles", "dr. tanabe", "--role", "viewer"]) == 0
+    assert main(["user", "disable", "dr. tanabe"]) == 0
+    assert main(["user", "list"]) == 0
+    assert "Dr. Tanabe  viewer  disabled" in capsys.readouterr().out
+    assert main(["user", "enable", "dr. tanabe"]) == 0
+    assert main(["user", "password", "nobody-here", "--password-file", str(file)]) == 1
+    capsys.readouterr()
+
+    assert main(["key", "create", "--role", "ml-admin", "--name", "lab", "--days", "30"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("osteogate_")
+    assert told.out.strip() not in told.err
+    assert main(["key", "list"]) == 0
+    assert "lab  ml-admin  in force, until" in capsys.readouterr().out
+    assert main(["key", "revoke", "lab"]) == 0
+    assert main(["key", "revoke", "lab"]) == 1
+    assert main(["key", "create", "--role", "viewer", "--days", "0"]) == 1
+
+
+def test_dxa_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.service.domain.test_dxa import GE
+
+    assert main(["db", "upgrade"]) == 0
+    file = tmp_path / "spine.csv"
+    file.write_text("\ufeff" + GE, encoding="utf-8")
+    assert main(["dxa", "import", str(file)]) == 1
+    told = capsys.readouterr()
+    assert "line 2: DXA_DEVICE_MISSING" in told.err
+    assert "0 new" in told.out
+    assert main(["dxa", "import", str(file), "--model", "Prodigy"]) == 0
+    assert "ge-lunar, 7 rows: 1 new, 0 known before, 1 passed over, 0 refused" in capsys.readouterr().out
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text('patient_id = "ID"\nscan_date = "D"\n"L1.bmd" = "B"\n')
+    file.write_text("ID,D,B\nP2,04/03/26,0.9\nP3,04/03/26,x\n")
+    more = ["--mapping", str(mapping), "--manufacturer", "Norland", "--model", "XR-46", "--date-format", "%d/%m/%y"]
+    assert main(["dxa", "import", str(file), *more]) == 1
+    assert main(["dxa", "import", str(file), *more, "--skip-refused"]) == 0
+    assert "mapped, 2 rows: 1 new, 0 known before, 0 passed over, 1 refused" in capsys.readouterr().out

@@ -1,7 +1,8 @@
 """`osteogate acceptance`: the whole pipeline on digital patients whose truth is known, measured on this very machine.
 
 For every patient: a CT rendered on the scanner's own grid, segmented, named, cut, predicted; held against the true
-labels and the DXA of the same mineral map. The seeds are none that any shipped network was trained on.
+labels, against what the same network says of vertebrae cut with these, and against the DXA of the same mineral map.
+The seeds are none that any shipped network was trained on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from models.crop import SLABS, sagittal_slabs
 from models.phantom import dxa
 from models.phantom.patient import draw
 from service.domain.result import LEVELS, Numbering
@@ -36,6 +38,8 @@ class LevelOutcome:
     bmd_g_cm2: float | None
     tbs: float | None
     hu_mean: float | None
+    bmd_by_true_mask: float | None = None  # of the same vertebra, cut with its true label
+    tbs_by_true_mask: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,10 @@ def summary(outcomes: Sequence[PatientOutcome]) -> dict[str, Any]:
         "bmd_r": _correlation(true_bmd, [level.bmd_g_cm2 for level in measured]),
         "hu_bmd_r": _correlation(true_bmd, [level.hu_mean for level in measured]),
         "tbs_r": _correlation([level.true_tbs for level in measured], [level.tbs for level in measured]),
+        "bmd_r_by_true_masks": _correlation(true_bmd, [level.bmd_by_true_mask for level in measured]),
+        "tbs_r_by_true_masks": _correlation(
+            [level.true_tbs for level in measured], [level.tbs_by_true_mask for level in measured]
+        ),
         "bmd_mean_error": _mean([(level.bmd_g_cm2 or 0) - level.true_bmd_g_cm2 for level in measured]),
     }
     figures["passed"] = _passed(figures)
@@ -106,6 +114,9 @@ def _outcome(pipeline: Pipeline, seed: int, pictures: Path) -> PatientOutcome:
     volume, true_labels = digital_patient(seed)
     measurements, segmentation = pipeline.run(volume, pictures)
     true = dxa.measure(draw(seed)).levels
+    grid = (volume.hu, volume.affine, true_labels)
+    cut = [sagittal_slabs(*grid, LABEL_IDS[name], n=SLABS) for name in LEVELS]
+    by_true_mask = dict(zip(LEVELS, pipeline.predictor.predict(cut), strict=True))
     return PatientOutcome(
         seed=seed,
         levels_right=levels_right(segmentation, true_labels, volume),
@@ -119,6 +130,8 @@ def _outcome(pipeline: Pipeline, seed: int, pictures: Path) -> PatientOutcome:
                 bmd_g_cm2=measurements.levels[name].bmd_g_cm2,
                 tbs=measurements.levels[name].tbs,
                 hu_mean=measurements.levels[name].hu_mean,
+                bmd_by_true_mask=by_true_mask[name].bmd_g_cm2,
+                tbs_by_true_mask=by_true_mask[name].tbs,
             )
             for name in LEVELS
         ),

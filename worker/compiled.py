@@ -32,7 +32,7 @@ class NotCompilable(Exception):
 
 
 class Engine(Protocol):
-    """Pictures [n >= 1, 3, rows, columns] -> targets [n, targets] in their own units; any thread may call it."""
+    """Pictures [n >= 1, channels, rows, columns] -> targets [n, targets] in their own units; any thread may call it."""
 
     @property
     def name(self) -> str: ...
@@ -71,7 +71,7 @@ class OpenVinoEngine:
 
 
 def fastest(network: PackageNetwork, device: torch.device, precision: Precision, example: Floats) -> Engine:
-    """The engine for this machine, after it gave PyTorch's values for `example`, pictures [n, 3, rows, columns]."""
+    """The engine for this machine, after it gave PyTorch's values for `example` [n, channels, rows, columns]."""
     plain = TorchEngine(network, device, precision)
     if device.type != "cpu" or precision != "fp32":
         return plain
@@ -110,7 +110,7 @@ def compile_for_cpu(network: nn.Module, threads: int) -> OpenVinoEngine:
 
 
 def translate(network: nn.Module) -> Any:
-    """A network in evaluation mode -> openvino.Model with one input [n, 3, rows, columns], all but 3 free.
+    """A network in evaluation mode -> openvino.Model with one input [n, channels, rows, columns], of any size.
 
     Raises:
         NotCompilable: it is in training mode, its course depends on its values, or it holds another operation.
@@ -122,7 +122,8 @@ def translate(network: nn.Module) -> Any:
         graph = fx.symbolic_trace(network)
     except Exception as error:  # the network's own code meets a proxy: whatever it raises means the same
         raise NotCompilable(f"its graph cannot be read: {error}") from error
-    pictures = ops.parameter([-1, 3, -1, -1], np.float32, name="pictures")
+    channels = next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), 3)
+    pictures = ops.parameter([-1, channels, -1, -1], np.float32, name="pictures")
     answer = _Translator(graph, ops).run(pictures)
     return openvino.Model([answer], [pictures], type(network).__name__)
 

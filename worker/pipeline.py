@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from models.attenuation import Attenuation, disc_attenuation
-from models.crop import SagittalSlabs, Vertebra, VertebraError, locate, sagittal_slabs
+from models.crop import SLABS, SagittalSlabs, Vertebra, VertebraError, locate, sagittal_slabs
 from service.dicom.reports.codes import LEVEL_NAMES
 from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
@@ -40,7 +40,6 @@ from worker.segmentation.supplied import check_complete, unused
 from worker.volume import Volume, load_dicom
 
 LABEL_IDS: Mapping[str, int] = {"L1": 31, "L2": 30, "L3": 29, "L4": 28}
-NEIGHBOURS = 3  # slabs kept per vertebra: the middle one and one 5 mm to either side
 
 
 class ScreenInput(Protocol):
@@ -208,7 +207,7 @@ def _cut(volume: Volume, segmentation: Segmentation, anatomy: Anatomy) -> tuple[
 def _cut_level(volume: Volume, segmentation: Segmentation, level: str, label_id: int) -> Found:
     vertebra = locate(segmentation.labels, volume.affine, label_id)
     grid = (volume.hu, volume.affine, segmentation.labels, label_id)
-    slabs = sagittal_slabs(*grid, n=NEIGHBOURS, vertebra=vertebra)
+    slabs = sagittal_slabs(*grid, n=SLABS, vertebra=vertebra)
     return Found(level, vertebra, slabs, disc_attenuation(*grid, vertebra=vertebra))
 
 

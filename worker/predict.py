@@ -96,8 +96,8 @@ class Predictor:
 
 
 def _example(config: InputConfig) -> Floats:
-    """One picture [1, 3, rows, columns] of every grey value, on which the engines must agree."""
-    return np.random.default_rng(0).random((1, 3, config.rows, config.columns), dtype=np.float32)
+    """One picture [1, channels, rows, columns] of every grey value, on which the engines must agree."""
+    return np.random.default_rng(0).random((1, config.channels, config.rows, config.columns), dtype=np.float32)
 
 
 def find_device(name: str) -> torch.device:

@@ -168,7 +168,7 @@ def _quantities(table: Table) -> dict[str, Array]:
 def _compared(table: Table, view: Callable[[Array], Array], patients: Names | None) -> dict[str, Any]:
     """Boosting's and the oracle's agreement with the truth, null where they were not fitted."""
     found: dict[str, Any] = {}
-    for name in ("gbm_bmd", "gbm_tbs", "oracle_bmd", "oracle_tbs"):
+    for name in ("gbm_bmd", "gbm_tbs", "oracle_bmd", "oracle_tbs", "midline_oracle_bmd", "midline_oracle_tbs"):
         estimate = table.comparators.get(name)
         truth = table.bmd if name.endswith("bmd") else table.tbs
         found[name] = None if estimate is None else agreement(view(estimate), view(truth), patients)

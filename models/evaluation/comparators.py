@@ -1,7 +1,8 @@
 """What the network is held against: gradient boosting on hand-made features, and the oracle.
 
-The boosting sees what a radiologist's ruler would give (FEATURES) of the slabs that the network sees. The oracle
-sees a digital patient's true parameters (parameters.csv), which no one can see: how far the information allows.
+The boosting sees what a radiologist's ruler would give (FEATURES) of a vertebra's slabs. The oracle sees a digital
+patient's true parameters (parameters.csv), which no one can see: how far the information allows. The midline oracle
+does without those of which the midsagittal slab shows nothing: how far it allows a network that sees this slab alone.
 Both are judged on patients they were not fitted on: cross-fitted by patient, or fitted on another cohort.
 """
 
@@ -32,6 +33,7 @@ FEWEST = 20  # vertebrae to fit on
 CORE_PX = 3  # eroded: the mask's rim of 3.5 mm, mostly cortex and partial volume
 LAGS_PX = (1, 2, 4)
 PARAMETERS = "parameters.csv"
+BESIDE = "beside_"  # parameters of what lies beside the midsagittal slab
 FEATURES = (
     "hu_disc", "age_years", "sex_male", "bmi",
     "hu_mean", "hu_sd", "hu_p5", "hu_p25", "hu_p50", "hu_p75", "hu_p95", "hu_beside",
@@ -43,7 +45,7 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class Comparators:
-    """The estimates by name (gbm_bmd, gbm_tbs, oracle_bmd, oracle_tbs), and how they came about."""
+    """The estimates by name (gbm, oracle, midline_oracle; _bmd, _tbs), and how they came about."""
 
     estimates: Mapping[str, Array] = field(default_factory=dict)
     account: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +77,7 @@ def compare(cohort: Cohort, chosen: Ints, folder: Path, other: tuple[Cohort, Pat
     estimates: dict[str, Array] = {}
     account: dict[str, Any] = {
         "fitted_on": f"this cohort, cross-fitted by patient in at most {FOLDS} folds", "features": list(FEATURES),
-        "gbm": "HistGradientBoostingRegressor", "oracle": None,
+        "gbm": "HistGradientBoostingRegressor", "oracle": None, "midline_oracle": None,
     }  # fmt: skip
     learn: Examples | None = None
     if other is not None:
@@ -90,7 +92,8 @@ def compare(cohort: Cohort, chosen: Ints, folder: Path, other: tuple[Cohort, Pat
         if found is not None:
             estimates[f"gbm_{target}"] = found
     if (folder / PARAMETERS).exists():
-        account["oracle"] = _oracle(cohort, chosen, folder, other, estimates)
+        account["oracle"] = _oracle(cohort, chosen, folder, other, estimates, "oracle")
+        account["midline_oracle"] = _oracle(cohort, chosen, folder, other, estimates, "midline_oracle")
     return Comparators(estimates, account)
 
 
@@ -163,19 +166,25 @@ def _ridge() -> BaseEstimator:
 
 
 def _oracle(
-    cohort: Cohort, chosen: Ints, folder: Path, other: tuple[Cohort, Path] | None, estimates: dict[str, Array]
+    cohort: Cohort,
+    chosen: Ints,
+    folder: Path,
+    other: tuple[Cohort, Path] | None,
+    estimates: dict[str, Array],
+    name: str,
 ) -> dict[str, Any]:
-    """Adds oracle_bmd and oracle_tbs: boosting or ridge on the parameters, whichever cross-validates better."""
+    """Adds `name`_bmd and `name`_tbs: boosting or ridge on the parameters, whichever cross-validates better."""
     columns, values = read_parameters(folder, cohort, chosen)
-    seen = Examples(values, cohort.targets[chosen].astype(np.float64), cohort.patients[chosen])
+    used = [i for i, column in enumerate(columns) if name == "oracle" or not column.startswith(BESIDE)]
+    seen = Examples(values[:, used], cohort.targets[chosen].astype(np.float64), cohort.patients[chosen])
     learn = None
     if other is not None:
         everyone = np.arange(len(other[0].rows))
         other_columns, other_values = read_parameters(other[1], other[0], everyone)
         if other_columns != columns:
             raise ValueError(f"{other[1] / PARAMETERS} has other columns than {folder / PARAMETERS}")
-        learn = Examples(other_values, other[0].targets.astype(np.float64), other[0].patients)
-    account: dict[str, Any] = {"columns": list(columns), "model_bmd": None, "model_tbs": None}
+        learn = Examples(other_values[:, used], other[0].targets.astype(np.float64), other[0].patients)
+    account: dict[str, Any] = {"columns": [columns[i] for i in used], "model_bmd": None, "model_tbs": None}
     judged = learn or seen
     for column, target in enumerate(("bmd", "tbs")):
         if judged.folds is None:
@@ -191,7 +200,7 @@ def _oracle(
         account[f"model_{target}"] = best
         found = crossed[best] if learn is None else _estimates(makers[best], seen, learn, column)
         if found is not None:
-            estimates[f"oracle_{target}"] = found
+            estimates[f"{name}_{target}"] = found
     return account
 
 

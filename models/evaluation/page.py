@@ -18,8 +18,9 @@ TASKS = {
 }
 LINES = (
     ("bmd", "BMD: network"), ("hu_bmd", "BMD: CT attenuation"), ("gbm_bmd", "BMD: gradient boosting"),
-    ("oracle_bmd", "BMD: oracle"), ("tbs", "TBS: network"), ("hu_tbs", "TBS: CT attenuation"),
-    ("gbm_tbs", "TBS: gradient boosting"), ("oracle_tbs", "TBS: oracle"),
+    ("oracle_bmd", "BMD: oracle"), ("midline_oracle_bmd", "BMD: oracle of the midsagittal slab"),
+    ("tbs", "TBS: network"), ("hu_tbs", "TBS: CT attenuation"), ("gbm_tbs", "TBS: gradient boosting"),
+    ("oracle_tbs", "TBS: oracle"), ("midline_oracle_tbs", "TBS: oracle of the midsagittal slab"),
 )  # fmt: skip
 DASH = "\u2013"
 MINUS = "\u2212"

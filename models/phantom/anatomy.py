@@ -52,7 +52,8 @@ class Vertebra:
     lipping: float  # osteophytes: widening at the rims
     cortex: float  # effective thickness of the body's wall
     endplate: float
-    posterior_cortex: float
+    posterior_cortex: float  # of the laminae and the spinous process
+    lateral_cortex: float  # of the pedicles, articular and transverse processes: no midsagittal slab shows them
     trabecular_mg_cm3: float
     canal_width: float
     canal_depth: float

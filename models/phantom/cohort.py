@@ -4,9 +4,10 @@ Only the box around L1-L4 is rendered, on the very voxels that a CT of the patie
 same crop and the same attenuation as on a real CT make the slabs. The truth is the projection of the same mineral.
 
     cohort.csv          a row per vertebra: who, level, truth, HU, and where its slabs lie
-    parameters.csv      a row per vertebra: what the phantom was built from, as far as the slab shows it (for an oracle)
+    parameters.csv      a row per vertebra: what the phantom was built from, as far as the slabs show it (for an
+                        oracle); columns that begin with `beside_` leave no trace in the middle one
     cohort.json         seed, settings, provenance "digital"
-    slabs/OSG-*.npz     `hu` int16 [4 levels, mask variants, 3 slabs, 128, 128]: the middle 150 mm of each slab
+    slabs/OSG-*.npz     `hu` int16 [4 levels, mask variants, 9 slabs, 128, 128]: the middle 150 mm of each slab
 
 Mask variant 0 is cut with the true labels. The others are cut with labels as automatic segmentation would give them
 (blurred, rough, a little too tight or too wide), so that a network trained on them does not depend on perfect
@@ -33,7 +34,7 @@ from rich.progress import track
 from scipy import ndimage
 
 from models.attenuation import disc_attenuation
-from models.crop import SIZE_PX, Floats, Vector, locate, sagittal_slabs
+from models.crop import SIZE_PX, SLABS, Floats, Vector, locate, sagittal_slabs
 from models.phantom import dxa
 from models.phantom.anatomy import LABELS, LEVELS, Patient
 from models.phantom.freeze import fingerprint
@@ -57,11 +58,15 @@ COLUMNS = (
 SHAPE = (
     "trabecular_mg_cm3", "cortex", "endplate", "posterior_cortex", "depth", "height_anterior", "height_posterior",
     "waist", "posterior_hollow", "endplate_hollow", "lipping", "canal_depth", "spinous_length", "spinous_height",
-    "spinous_drop", "facet_size",
+    "spinous_drop",
 )  # fmt: skip
+# of the whole vertebra: what lies beside the midsagittal slab, of which that slab shows nothing
+BESIDE = "beside_"
+LATERAL = ("lateral_cortex", "facet_size", "pedicle_width", "pedicle_height", "canal_width", "width")
 
 PARAMETERS = (
-    "patient_id", "level", *SHAPE, "mineral_scale", "cortical_mg_cm3", "marrow_fat", "grain_amplitude",
+    "patient_id", "level", *SHAPE, *(f"{BESIDE}{name}" for name in LATERAL),
+    "mineral_scale", "cortical_mg_cm3", "marrow_fat", "grain_amplitude",
     "grain_scale_mm", "coarse_amplitude",
 )  # fmt: skip
 
@@ -73,7 +78,7 @@ Row = dict[str, object]
 class PatientSlabs:
     """One digital patient as training sees it."""
 
-    slabs: npt.NDArray[np.int16]  # [4, variants, 3, 128, 128] HU
+    slabs: npt.NDArray[np.int16]  # [4, variants, 9, 128, 128] HU
     hu: tuple[float, ...]  # per level, by the attenuation disc
     truth: dxa.Dxa
 
@@ -233,8 +238,8 @@ def imperfect_labels(rendered: Rendered, rng: np.random.Generator) -> Labels:
 
 
 def _field(hu: Floats, affine: Vector, labels: Labels, label_id: int) -> npt.NDArray[np.int16]:
-    """The middle of three slabs [3, 128, 128] HU."""
-    slabs = sagittal_slabs(hu, affine, labels, label_id, vertebra=locate(labels, affine, label_id))
+    """The middle of each slab [9, 128, 128] HU."""
+    slabs = sagittal_slabs(hu, affine, labels, label_id, n=SLABS, vertebra=locate(labels, affine, label_id))
     edge = (SIZE_PX - FIELD_PX) // 2
     field = slabs.hu[:, edge : edge + FIELD_PX, edge : edge + FIELD_PX]
     return np.rint(field).astype(np.int16)
@@ -264,13 +269,14 @@ def _row(patient: Patient, made: PatientSlabs, level: int, member: Member, name:
 
 
 def _parameters(patient: Patient, level: str) -> Row:
-    """The vertebra's true parameters that leave a trace in its slab, in the phantom's own units."""
+    """The vertebra's true parameters that leave a trace in its slabs, in the phantom's own units."""
     v, bone = patient.vertebra(level), patient.bone
     texture = bone.texture
     return {
         "patient_id": patient.patient_id,
         "level": level,
         **{name: round(float(getattr(v, name)), 4) for name in SHAPE},
+        **{f"{BESIDE}{name}": round(float(getattr(v, name)), 4) for name in LATERAL},
         "mineral_scale": round(bone.scale, 4),
         "cortical_mg_cm3": round(bone.cortical_mg_cm3, 2),
         "marrow_fat": round(bone.marrow_fat, 4),

@@ -116,8 +116,8 @@ def back_wall(v: Vertebra) -> float:
     return v.back_wall_y
 
 
-def posterior_elements(v: Vertebra) -> list[Rod]:
-    """Pedicles, laminae, articular, transverse and spinous processes."""
+def posterior_elements(v: Vertebra) -> tuple[list[Rod], list[Rod]]:
+    """Laminae and spinous process; pedicles, articular and transverse processes."""
     y, depth, h = back_wall(v), v.canal_depth, v.arch_height
     lamina_y = y + depth + 3.0
     px = v.pedicle_x
@@ -130,13 +130,17 @@ def posterior_elements(v: Vertebra) -> list[Rod]:
         y + 0.35 * depth + (3.0 if low else 7.0),
         0.10 * h + v.transverse_rise,
     )
-    rods = []
+    end = (0.0, lamina_y + v.spinous_length, -0.30 * h - v.spinous_drop)
+    middle = [Rod((0.0, lamina_y, -0.28 * h), end, (3.3, 4.0, v.spinous_height / 2), 0.78)]
+    lateral = []
     for side in (-1.0, 1.0):
-        rods += [
+        middle.append(
+            Rod((side * px, y + 0.65 * depth, 0.05 * h), (side * 2.0, lamina_y, -0.28 * h),
+                (3.6, 3.4, 0.33 * h))
+        )  # fmt: skip
+        lateral += [
             Rod((side * px, y - 4, 0.17 * h), (side * (px + 1), y + 0.5 * depth, 0.17 * h),
                 (v.pedicle_width / 2, 4.0, v.pedicle_height / 2)),
-            Rod((side * px, y + 0.65 * depth, 0.05 * h), (side * 2.0, lamina_y, -0.28 * h),
-                (3.6, 3.4, 0.33 * h)),
             Rod((side * upper, y + 0.58 * depth, 0.2 * h), (side * upper, y + 0.62 * depth, 0.62 * h),
                 (3.1 * f, 4.6 * f, 4.0 * f)),
             Rod((side * lower, y + depth + 0.5, -0.35 * h), (side * lower, y + 0.92 * depth, -0.82 * h),
@@ -144,9 +148,7 @@ def posterior_elements(v: Vertebra) -> list[Rod]:
             Rod((side * (px + 2), y + 0.4 * depth, 0.10 * h), (side * tip[0], tip[1], tip[2]),
                 (4.0, 3.4 * heavy, 5.2 * heavy), 0.62),
         ]  # fmt: skip
-    end = (0.0, lamina_y + v.spinous_length, -0.30 * h - v.spinous_drop)
-    rods.append(Rod((0.0, lamina_y, -0.28 * h), end, (3.3, 4.0, v.spinous_height / 2), 0.78))
-    return rods
+    return middle, lateral
 
 
 def texture_lattice(texture: Texture, grid: Grid) -> Array:
@@ -168,8 +170,8 @@ def texture_lattice(texture: Texture, grid: Grid) -> Array:
 def vertebra_into(skeleton: Skeleton, v: Vertebra, patient: Patient, lattice: Array) -> None:
     """Render one vertebra: body and posterior elements merge, so that no cortex is left where they join."""
     grid, bone = skeleton.grid, patient.bone
-    body, rods = body_of(v), posterior_elements(v)
-    w = _union_window(grid, [(v.frame, body), *((v.frame, rod) for rod in rods)])
+    body, (middle, lateral) = body_of(v), posterior_elements(v)
+    w = _union_window(grid, [(v.frame, body), *((v.frame, rod) for rod in (*middle, *lateral))])
     if w is None:
         return
     outer, inner, spongy = (np.zeros(w.shape, np.float32) for _ in range(3))
@@ -183,8 +185,9 @@ def vertebra_into(skeleton: Skeleton, v: Vertebra, patient: Patient, lattice: Ar
         condense(spongy[where], inner[where], v, local, patient.lesions)
     mean_support = float(np.mean(support))
     rod_density = np.float32(v.trabecular_mg_cm3 * bone.posterior_trabecular)
-    for rod in rods:
-        _rod_into(rod, v.frame, grid, w, (outer, inner, spongy), v.posterior_cortex, rod_density, mean_support)
+    for rods, cortex in ((middle, v.posterior_cortex), (lateral, v.lateral_cortex)):
+        for rod in rods:
+            _rod_into(rod, v.frame, grid, w, (outer, inner, spongy), cortex, rod_density, mean_support)
     mineral = _mineral(outer, inner, spongy, patient)
     skeleton.add(w, mineral, outer, v.label)
 

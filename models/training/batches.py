@@ -35,7 +35,7 @@ def steps_per_epoch(images: int, config: TrainingConfig) -> int:
 def batches(
     cohort: Cohort, plan: MemberPlan, config: TrainingConfig, epoch: int, first: int = 0
 ) -> Iterator[tuple[Floats, Floats]]:
-    """One epoch of (pictures [b, 3, rows, columns], targets [b, 2]), from batch `first` on."""
+    """One epoch of (pictures [b, channels, rows, columns], targets [b, 2]), from batch `first` on."""
     images = training_images(cohort, plan, config)
     order = np.random.default_rng([config.seed, plan.index, epoch]).permutation(images)
     size = min(config.batch, len(order))
@@ -48,20 +48,21 @@ def batches(
 
 
 def seen_slabs(slabs: npt.NDArray[np.int16], offsets: Ints, config: TrainingConfig) -> npt.NDArray[np.int16]:
-    """[b, slabs, size, size] -> [b, 1 or 3, size, size]: one slab, so far off the middle, or the middle three."""
-    middle = slabs.shape[1] // 2
-    if config.input.slabs == 3:
-        return slabs[:, middle - 1 : middle + 2]
+    """[b, slabs, size, size] -> [b, seen, size, size]: one slab, so far off the middle, or the middle ones."""
+    middle, reach = slabs.shape[1] // 2, config.input.slabs // 2
+    if reach:
+        return slabs[:, middle - reach : middle + reach + 1]
     one: npt.NDArray[np.int16] = slabs[np.arange(len(slabs)), middle + offsets]
     return one[:, None]
 
 
 def augmented(slabs: npt.NDArray[np.int16], config: TrainingConfig, draw: np.random.Generator) -> Floats:
-    """Slabs [b, 1 or 3, size, size] HU -> pictures [b, 3, rows, columns]: shifted, sides exchanged, mask eroded, HU
-    disturbed; a single slab is in all three channels.
+    """Slabs [b, seen, size, size] HU -> pictures [b, channels, rows, columns].
+
+    Shifted, sides exchanged, mask eroded, HU disturbed; a single slab is in all three channels.
     """
     field_hu = central_field(slabs, config.input).astype(np.float32)
-    for image in field_hu:  # [1 or 3, rows, columns]
+    for image in field_hu:  # [seen, rows, columns]
         down, back = draw.integers(-config.shift_px, config.shift_px + 1, size=2)
         image[:] = _moved(image, int(down), int(back))
         if draw.random() < 0.5:
@@ -73,7 +74,7 @@ def augmented(slabs: npt.NDArray[np.int16], config: TrainingConfig, draw: np.ran
     noise = draw.random(count) * config.noise_hu * draw.standard_normal(field_hu.shape, dtype=np.float32)
     disturbed = field_hu + draw.standard_normal(count) * config.offset_hu + noise
     pictures = windowed(np.where(outside, OUTSIDE_HU, disturbed), config.input)
-    return np.repeat(pictures, 3 // pictures.shape[1], axis=1)
+    return np.repeat(pictures, config.input.channels // pictures.shape[1], axis=1)
 
 
 def _moved(image: Floats, down: int, back: int) -> Floats:

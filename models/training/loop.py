@@ -67,7 +67,7 @@ class Trained:
     plan: MemberPlan
     step: int  # steps really done
     steps: int  # of the whole protocol
-    best_epoch: int  # 0: no epoch is complete yet
+    best_epoch: int  # the one kept; 0: no epoch is complete yet
     best: State
     curve: tuple[dict[str, float], ...]
 
@@ -83,7 +83,7 @@ class Trained:
 
     def network(self, config: TrainingConfig) -> BonePredictor:
         """The network of the best epoch, on the CPU."""
-        network = BonePredictor(NetworkConfig(config.architecture, self.plan.targets))
+        network = BonePredictor(NetworkConfig(config.architecture, self.plan.targets, config.input.channels))
         network.load_state_dict(self.best)
         return network.eval()
 
@@ -138,7 +138,8 @@ class Run:
 def start(cohort: Cohort, plan: MemberPlan, config: TrainingConfig, device: torch.device) -> Run:
     """An untrained network that answers with the training patients' mean."""
     torch.manual_seed(_seed(config, plan))
-    network = BonePredictor(NetworkConfig(config.architecture, plan.targets, config.norm_momentum))
+    channels = config.input.channels
+    network = BonePredictor(NetworkConfig(config.architecture, plan.targets, channels, config.norm_momentum))
     truth = cohort.targets[cohort.where(plan.training)][:, _columns(plan)]
     network.target_mean.copy_(torch.from_numpy(truth.mean(axis=0)))
     network.target_std.copy_(torch.from_numpy(np.maximum(truth.std(axis=0), 1e-3)))
@@ -216,7 +217,7 @@ def _averaging(decay: float) -> Callable[..., None]:
 
 
 def _end_of_epoch(run: Run, cohort: Cohort, config: TrainingConfig) -> str:
-    """Validate on the middle slab, keep the best weights, log."""
+    """Validate on the middle slab, keep the weights where they are the best or the newest are wanted, log."""
     network, device = run.judged, run.network.target_mean.device
     held_out = cohort.where(run.plan.validation)
     truth = cohort.targets[held_out][:, _columns(run.plan)]
@@ -229,8 +230,9 @@ def _end_of_epoch(run: Run, cohort: Cohort, config: TrainingConfig) -> str:
     rs = {short(target): correlation(predicted[:, i], truth[:, i]) for i, target in enumerate(run.plan.targets)}
     run.curve.append(entry | {f"{name}_r": r for name, r in rs.items()})
     run.losses.clear()
-    if loss < run.best_loss:
-        run.best_loss, run.best_epoch = loss, epoch
+    run.best_loss = min(loss, run.best_loss)
+    if config.keep == "last" or loss == run.best_loss:
+        run.best_epoch = epoch
         run.best = {name: value.detach().clone() for name, value in network.state_dict().items()}
     return f"epoch {epoch} val {loss:.4f} (best {run.best_loss:.4f}) " + " ".join(
         f"{name} r {r:.3f}" for name, r in rs.items()

@@ -37,6 +37,7 @@ def train_package(
     resume: bool = False,
     stop_after_steps: int | None = None,
     folds: tuple[int, ...] | None = None,
+    calibration_dir: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
 ) -> ModelPackage:
@@ -44,10 +45,11 @@ def train_package(
 
     `config` may be a shipped configuration's name, or a JSON file with any of TrainingConfig's fields. A run that was
     stopped (`stop_after_steps`, of each network, or `folds`) makes a package too, which says that it is unfinished;
-    the resumed run's package takes its place.
+    the resumed run's package takes its place. `calibration_dir` is a cohort of its own that sets the intervals.
 
     Raises:
-        ValueError: the configuration or the run to resume is not there, or no network of some target is yet.
+        ValueError: the configuration or the run to resume is not there, no network of some target is yet, or the
+            calibration cohort is of another kind or shares a patient.
         PackageError: a finished package is at `out`.
     """
     refuse_to_overwrite(out)
@@ -56,6 +58,7 @@ def train_package(
     device = device or torch.device("cpu")
     config = resolved(config, device)
     cohort = Cohort.read(cohort_dir)
+    calibration = None if calibration_dir is None else _apart(Cohort.read(calibration_dir), cohort)
     trained = train(
         cohort,
         config,
@@ -67,7 +70,17 @@ def train_package(
         checkpoint_seconds=checkpoint_seconds,
         console=console,
     )
-    return package_run(trained, cohort, config, out, device=device)
+    return package_run(trained, cohort, config, out, device=device, calibration=calibration)
+
+
+def _apart(calibration: Cohort, cohort: Cohort) -> Cohort:
+    """The calibration cohort, where it is of the same kind and nobody in it was learned from."""
+    if calibration.provenance != cohort.provenance:
+        raise ValueError(f"{calibration.provenance} patients can't set the intervals of {cohort.provenance} ones")
+    shared = set(calibration.patients) & set(cohort.patients)
+    if shared:
+        raise ValueError(f"patients in both cohorts, {min(shared)} for one: the intervals would be too narrow")
+    return calibration
 
 
 def package_run(
@@ -77,14 +90,21 @@ def package_run(
     out: Path,
     *,
     device: torch.device | None = None,
+    calibration: Cohort | None = None,
 ) -> ModelPackage:
-    """Each network's best epoch, with intervals from patients that its errors were not trained on."""
+    """Each network's kept epoch, with intervals from patients that its errors were not trained on."""
     kept = [one for one in trained if one.best]
     for target in TARGETS:
         if not any(target in one.plan.targets for one in kept):
             raise ValueError(f"no package yet: no network of {target} has finished an epoch; resume the run")
-    judged, predicted = _held_out(kept, cohort, config, device or torch.device("cpu"))
-    errors = predicted - cohort.targets[judged]
+    device = device or torch.device("cpu")
+    judges = calibration or cohort
+    if calibration is None:
+        judged, predicted = _held_out(kept, cohort, config, device)
+    else:
+        judged = np.arange(len(calibration.patients))
+        predicted = predict_cohort(_together(kept, config, device), calibration, judged, config.input, "fp32", device)
+    errors = predicted - judges.targets[judged]
     files = {one.plan.name: WEIGHTS if len(config.members) == 1 else f"{one.plan.name}.safetensors" for one in kept}
     finished = len(kept) == len(config.members) and all(one.finished for one in kept)
     manifest = Manifest(
@@ -93,10 +113,10 @@ def package_run(
         architecture=config.architecture,
         targets=TARGETS,
         input=config.input.to_dict(),
-        training=_training(trained, cohort, config),
+        training=_training(trained, cohort, config, calibration),
         synthetic_only=cohort.provenance == "digital",
-        metrics={"calibration": _metrics(judged, predicted, cohort)},
-        intervals=conformal_intervals(errors, cohort.patients[judged]),
+        metrics={"calibration": _metrics(judged, predicted, judges)},
+        intervals=conformal_intervals(errors, judges.patients[judged]),
         interval_level=COVERAGE,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         members=tuple(
@@ -156,7 +176,9 @@ def _metrics(judged: Ints, predicted: Floats, cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _training(trained: Sequence[Trained], cohort: Cohort, config: TrainingConfig) -> dict[str, Any]:
+def _training(
+    trained: Sequence[Trained], cohort: Cohort, config: TrainingConfig, calibration: Cohort | None
+) -> dict[str, Any]:
     """What the manifest says of the run: the configuration, the patients, and the steps really done."""
     first = config.members[0]
     steps_each = trained[0].steps  # of a whole network; folds may differ by a batch or two
@@ -166,10 +188,14 @@ def _training(trained: Sequence[Trained], cohort: Cohort, config: TrainingConfig
         "cohort": dict(cohort.facts),
         "cohort_sha256": cohort.sha256,
         "config": config.to_dict(),
+        "calibration_cohort": None if calibration is None else dict(calibration.facts),
+        "calibration_cohort_sha256": None if calibration is None else calibration.sha256,
         "patients": {
             "training": cohort.patients_in(first.training),
             "validation": cohort.patients_in(first.validation),
-            "calibration": cohort.patients_in(config.calibration_folds),
+            "calibration": cohort.patients_in(config.calibration_folds)
+            if calibration is None
+            else len(set(calibration.patients)),
         },
         "steps_done": sum(one.step for one in trained),
         "steps_planned": sum(
@@ -245,8 +271,12 @@ def model_card(manifest: Manifest) -> str:
     else:
         kind, tbs = "patients of one site", ""
         use = "Non-contrast 120 kVp CT of adults of the site it was trained on."
-    slabs = "three masked sagittal CT slabs" if config["input"]["slabs"] == 3 else "one masked sagittal CT slab"
-    if config["calibration"] == "cross":
+    seen = config["input"]["slabs"]
+    slabs = "one masked sagittal CT slab" if seen == 1 else f"{seen} adjoining masked sagittal CT slabs"
+    if training["calibration_cohort"] is not None:
+        judged = f"{held_out['n_patients']} patients of a cohort of their own"
+        intervals = "split-conformal"
+    elif config["calibration"] == "cross":
         judged = f"{held_out['n_patients']} patients, each judged by the networks of the fold that never trained on it"
         intervals = "from these out-of-fold errors"
     else:
@@ -309,8 +339,12 @@ def _networks(manifest: Manifest) -> str:
 def _patients(manifest: Manifest, kind: str) -> str:
     count, folds = manifest.training["patients"], manifest.training["config"]["cross_folds"]
     each = "" if folds == 1 else f"in each of {folds} folds "
+    config = manifest.training["config"]
     apart = f", {count['calibration']} to set the intervals" if count["calibration"] else ""
-    chosen = f"{count['training']} to train, {count['validation']} to choose the\nepoch{apart}."
+    others = f"{count['validation']} to {'watch' if config['keep'] == 'last' else 'choose the epoch'}{apart}."
+    if config["validation_folds"] == config["calibration_folds"] and manifest.training["calibration_cohort"] is None:
+        others = f"{count['calibration']} to watch and to set the intervals."
+    chosen = f"{count['training']} to train, {others}"
     return f"{kind[0].upper()}{kind[1:]}: {each}{chosen}"
 
 

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request, Response
+from ipaddress import ip_address
+
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import problems
+from service.api.dxa import dxa_router
+from service.api.entrance import Entrance
 from service.api.guard import Guard
 from service.api.operations import operations_router
-from service.api.password import Gate
 from service.api.routes import CSV_ROWS, api_router, csv_response
+from service.domain.access import Right
+from service.domain.errors import ConfigurationError
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
 from service.web.csrf import Forms
-from service.web.desk import ACTOR, Desk, software
-from service.web.pages import STATIC, page_router, templates
-from service.workflow import reading
+from service.web.desk import Desk, Needs, software
+from service.web.dxa import dxa_page_router
+from service.web.login import login_router
+from service.web.pages import STATIC, Pages, page_router
+from service.web.tries import Pace
+from service.workflow import people, reading
 from service.workflow.clock import Clock, utc_now
 
+NOBODY = "nobody"  # in the audit: somebody who could not say who they are
 SUMMARY = "Opportunistic osteoporosis screening. Investigational. Not a medical device. Confirm with DXA."
 
 
 def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock = utc_now) -> FastAPI:
     """Pages and API of one installation; opens nothing until the first request."""
     desk = Desk(settings, store, policy, clock)
-    pages = templates(desk)
+    pages = Pages(desk, Forms())
     app = FastAPI(
         title="Osteogate",
         summary=SUMMARY,
@@ -35,15 +45,18 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
         redoc_url=None,
     )
     app.include_router(api_router(desk))
+    app.include_router(dxa_router(desk))
     app.include_router(operations_router(desk))
-    app.include_router(page_router(desk, Forms()))
+    app.include_router(page_router(desk, pages))
+    app.include_router(dxa_page_router(desk, pages))
+    app.include_router(login_router(desk, pages))
 
-    @app.get("/api/docs", include_in_schema=False)
+    @app.get("/api/docs", include_in_schema=False, dependencies=[Depends(Needs(Right.READ))])
     def docs(request: Request) -> Response:
         """The OpenAPI document, readable, from files of our own."""
-        return pages.TemplateResponse(request, "docs.html", {"here": "/api/docs"})
+        return pages.render(request, "docs.html", {})
 
-    @app.get("/worklist.csv", include_in_schema=False)
+    @app.get("/worklist.csv", include_in_schema=False, dependencies=[Depends(Needs(Right.READ))])
     def export(request: Request) -> Response:
         """The whole worklist for a spreadsheet."""
         with store.transaction() as session:
@@ -56,8 +69,31 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
 
     def note(event: str, address: str) -> None:
         with store.transaction() as session:
-            reading.note(session, at=clock(), actor=ACTOR, action=event, subject="web", detail={}, peer_address=address)
+            reading.note(
+                session, at=clock(), actor=NOBODY, action=event, subject="web", detail={}, peer_address=address
+            )
 
-    gate = Gate(settings.web_password) if settings.web_password is not None else None
-    app.add_middleware(Guard, gate=gate, note=note)
+    app.add_middleware(
+        Guard, entrance=Entrance(settings, store, clock), pace=Pace(settings.web_requests_per_minute), note=note
+    )
     return app
+
+
+def require_lock(settings: Settings, store: Store) -> None:
+    """Without users and without a password the pages bind to loopback only.
+
+    Raises:
+        ConfigurationError: they would be open to the network.
+    """
+    if settings.web_password is not None or ip_address(settings.web_host).is_loopback:
+        return
+    try:
+        with store.reading() as session:
+            if people.anyone(session):
+                return
+    except SQLAlchemyError as error:
+        raise ConfigurationError("the database does not answer, or is not migrated (`osteogate db upgrade`)") from error
+    raise ConfigurationError(
+        "OSTEOGATE_WEB_HOST must be a loopback address until there is a user (`osteogate user add`), or "
+        "OSTEOGATE_WEB_PASSWORD_FILE names a file with a password for everybody"
+    )

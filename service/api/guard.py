@@ -1,31 +1,38 @@
 """What every request passes before any route sees it, and every response after.
 
-Without a password the pages are open to whoever reaches the loopback port, so the guard keeps other web
-sites from reaching it through the user's own browser: the Host header must name this machine (DNS rebinding).
-With a password any Host will do: a browser sends the password to the origin alone that asked for it. In both
-cases a request that changes something must come from our own origin (request forgery).
+Without users and without a password the pages are open to whoever reaches the loopback port, so the guard keeps
+other web sites from reaching it through the user's own browser: the Host header must name this machine (DNS
+rebinding). Otherwise any Host will do: a browser sends cookie and password to the origin alone that they belong to.
+In both cases a request that changes something must come from our own origin (request forgery).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.password import OPEN_PATHS, Gate, Turned
-from service.api.problems import MEDIA_TYPE, problem_bytes
-from service.web.desk import ACTOR_KEY
+from service.api.entrance import HEALTH, Admitted, Entrance
+from service.api.password import Turned
+from service.api.problems import DATABASE_AWAY, MEDIA_TYPE, RETRY_SOON, problem_bytes
+from service.domain.access import LOCAL
+from service.web.desk import PRINCIPAL_KEY
+from service.web.tries import Pace
 
 log = logging.getLogger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 TOO_LARGE = "The body is larger than anything that is sent here."
-MAX_BODY_BYTES = 64 * 1024  # the largest thing that anyone sends us here is a reason of 1000 characters
+MAX_BODY_BYTES = 64 * 1024  # the largest thing that anyone sends us here is a reason of 1000 characters,
+MAX_FILE_BYTES = 32 * 1024 * 1024  # files of DXA results aside
+FILES = frozenset({"/api/v1/dxa/import", "/dxa"})
 
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -51,12 +58,11 @@ class BodyTooLargeError(Exception):
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(
-        self, app: ASGIApp, gate: Gate | None = None, note: Callable[[str, str], None] = lambda _event, _address: None
-    ) -> None:
-        """`gate` asks for the password; `note` writes its events, with the address they came from, to the audit."""
+    def __init__(self, app: ASGIApp, entrance: Entrance, pace: Pace, note: Callable[[str, str], None]) -> None:
+        """`entrance` says who asks; `note` writes its events, with the address they came from, to the audit."""
         self._app = app
-        self._gate = gate
+        self._entrance = entrance
+        self._pace = pace
         self._note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,32 +71,38 @@ class Guard:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send, scope["path"])
-        turned = await self._turned(scope)
-        if turned is not None:
-            await answer.problem(turned.status, turned.detail, turned.headers)
+        found = await self._admitted(scope)
+        if isinstance(found, Turned):
+            await answer.problem(found.status, found.detail, found.headers)
             return
-        refusal = _refusal(scope, any_host=self._gate is not None)
+        refusal = _refusal(scope, any_host=found.any_host)
         if refusal is not None:
             await answer.problem(*refusal)
             return
+        wait = 0 if scope["path"] in HEALTH else self._pace.wait_seconds(_who(scope, found))
+        if wait:
+            await answer.problem(429, "Too many requests. Slow down.", {"Retry-After": str(wait)})
+            return
+        scope[PRINCIPAL_KEY] = found.principal
         try:
-            await self._app(scope, _limited(receive, answer), answer.send)
+            await self._app(scope, _limited(receive, answer, most_bytes(scope["path"])), answer.send)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if answer.started:
                 raise
             await answer.problem(500, "Something broke here. It has been logged.")
 
-    async def _turned(self, scope: Scope) -> Turned | None:
-        """Why the gate does not let a request in, or None; the name that it came with is put into its scope."""
-        if self._gate is None or scope["path"] in OPEN_PATHS:
-            return None
-        address = str(scope["client"][0]) if scope.get("client") else ""
-        found = self._gate.admit(Headers(scope=scope).get("authorization"), address)
-        if isinstance(found, str):
-            scope[ACTOR_KEY] = found
-            return None
-        if found.event is not None:
+    async def _admitted(self, scope: Scope) -> Admitted | Turned:
+        """Who asks, or why they are turned away."""
+        try:
+            found = await run_in_threadpool(self._entrance.admit, scope)
+        except OperationalError:
+            return Turned(HTTPStatus.SERVICE_UNAVAILABLE, DATABASE_AWAY, RETRY_SOON)
+        except Exception:
+            log.exception("who asks for %s could not be told", scope["path"])
+            return Turned(HTTPStatus.INTERNAL_SERVER_ERROR, "Something broke here. It has been logged.", {})
+        if isinstance(found, Turned) and found.event is not None:
+            address = _address(scope)
             log.warning("%s from %s", found.event, address)
             try:
                 await run_in_threadpool(self._note, found.event, address)
@@ -134,6 +146,16 @@ class _Answer:
         self.body_too_large = status == 413
 
 
+def _address(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope.get("client") else ""
+
+
+def _who(scope: Scope, found: Admitted) -> str:
+    """Whose requests are counted together: a user's or a key's from everywhere, nobody's by address."""
+    known = found.principal
+    return known.name if known is not None and known != LOCAL else _address(scope)
+
+
 def _refusal(scope: Scope, *, any_host: bool) -> tuple[int, str] | None:
     """Why a request may not pass, or None."""
     headers = Headers(scope=scope)
@@ -143,7 +165,7 @@ def _refusal(scope: Scope, *, any_host: bool) -> tuple[int, str] | None:
         return None
     if not from_our_origin(headers, scope["scheme"]):
         return 403, "A request that changes something must come from Osteogate's own pages."
-    if not _small(headers.get("content-length", "0")):
+    if not _small(headers.get("content-length", "0"), most_bytes(scope["path"])):
         return 413, TOO_LARGE
     return None
 
@@ -173,11 +195,16 @@ def from_our_origin(headers: Mapping[str, str], scheme: str) -> bool:
     return origin is None or origin.lower() == f"{scheme}://{headers.get('host', '')}".lower()
 
 
-def _small(length: str) -> bool:
-    return length.isascii() and length.isdigit() and int(length[:20]) <= MAX_BODY_BYTES
+def most_bytes(path: str) -> int:
+    """The largest body that an address takes."""
+    return MAX_FILE_BYTES if path in FILES else MAX_BODY_BYTES
 
 
-def _limited(receive: Receive, answer: _Answer) -> Receive:
+def _small(length: str, most: int) -> bool:
+    return length.isascii() and length.isdigit() and int(length[:20]) <= most
+
+
+def _limited(receive: Receive, answer: _Answer, most: int) -> Receive:
     """`receive` that stops a body without (or with a false) Content-Length at the limit."""
     seen = 0
 
@@ -185,7 +212,7 @@ def _limited(receive: Receive, answer: _Answer) -> Receive:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
-        if seen > MAX_BODY_BYTES:
+        if seen > most:
             answer.body_too_large = True
             raise BodyTooLargeError
         return message

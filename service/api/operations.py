@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.problems import problem_response
 from service.api.schemas import Check, Health
+from service.domain.access import Right
 from service.settings import MIB
-from service.web.desk import Desk
+from service.web.desk import Desk, Needs
 from service.workflow import reading
 from service.workflow.reading import Gauges, Outbox
 
@@ -40,7 +41,7 @@ def operations_router(desk: Desk) -> APIRouter:
         failing = ", ".join(name for name, check in checks.items() if not check.ok)
         return problem_response(503, f"Not ready: {failing}.", checks=told)
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(Needs(Right.READ))])
     def metrics() -> PlainTextResponse:
         """Gauges in the Prometheus text format."""
         with desk.store.reading() as session:

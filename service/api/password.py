@@ -1,4 +1,4 @@
-"""One password for everybody, asked for by HTTP Basic authentication (RFC 7617), until users with roles exist.
+"""One password for everybody, asked for by HTTP Basic authentication (RFC 7617), until the first user exists.
 
 The user name is free: it is what a person says of themselves, and the audit writes it down as that.
 """
@@ -9,17 +9,12 @@ import binascii
 import hmac
 import time
 from base64 import b64decode
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
-OPEN_PATHS = frozenset({"/api/v1/health/live", "/api/v1/health/ready"})  # supervisors ask, and learn nothing else
-MAX_WRONG = 20  # from one address within the window; then nothing is looked at
-WINDOW_SECONDS = 60.0
-MAX_REMEMBERED = 4096
-MAX_NAME_LENGTH = 64  # of an actor in the audit
-OUR_OWN_NAME = "osteogate"  # stands in the audit where no person acted
+from service.domain.access import MAX_NAME_LENGTH, RESERVED_NAMES
+from service.web.tries import Tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +33,25 @@ class Gate:
     def __init__(self, password: str, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives seconds."""
         self._digest = _digest(password)
-        self._clock = clock
-        self._wrong: dict[str, deque[float]] = {}
+        self._tries = Tries(clock=clock)
 
     def admit(self, authorization: str | None, address: str) -> str | Turned:
         """The name of the person who asks, or why they are turned away."""
-        tries = self._lately(address)
-        if len(tries) >= MAX_WRONG:
-            wait = max(1, round(tries[0] + WINDOW_SECONDS - self._clock()))
-            return Turned(429, "Too many wrong passwords from this address.", {"Retry-After": str(wait)})
+        wait = self._tries.wait_seconds(address)
+        if wait:
+            return too_many(wait)
         if authorization is None:
             return _unknown(None)
         name, password = _credentials(authorization)
         right = hmac.compare_digest(_digest(password), self._digest)
         if right and _is_a_name(name):
             return name
-        tries.append(self._clock())
-        self._remember(address, tries)
-        return _unknown({1: "password.wrong", MAX_WRONG: "password.locked"}.get(len(tries)))
+        return _unknown(self._tries.add(address))
 
-    def _lately(self, address: str) -> deque[float]:
-        tries = self._wrong.get(address, deque())
-        while tries and self._clock() - tries[0] >= WINDOW_SECONDS:
-            tries.popleft()
-        return tries
 
-    def _remember(self, address: str, tries: deque[float]) -> None:
-        if len(self._wrong) >= MAX_REMEMBERED:
-            self._wrong.clear()
-        self._wrong[address] = tries
+def too_many(wait_seconds: int) -> Turned:
+    """The answer to somebody who guessed too often."""
+    return Turned(429, "Too many wrong passwords from this address.", {"Retry-After": str(wait_seconds)})
 
 
 def _unknown(event: str | None) -> Turned:
@@ -88,7 +73,7 @@ def _credentials(authorization: str) -> tuple[str, str]:
 
 
 def _is_a_name(name: str) -> bool:
-    return 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and name.casefold() != OUR_OWN_NAME
+    return 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and name.casefold() not in RESERVED_NAMES
 
 
 def _digest(password: str) -> bytes:

@@ -10,13 +10,15 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.templating import Jinja2Templates
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
 from service.domain.errors import OsteogateError
+from service.web.pages import Pages
 
 MEDIA_TYPE = "application/problem+json"
+DATABASE_AWAY = "The database does not answer. Try again in a moment."
+RETRY_SOON = {"Retry-After": "5"}
 
 
 def problem(status: int, detail: str | None = None, **more: Any) -> dict[str, Any]:
@@ -49,13 +51,13 @@ def wants_page(headers: Mapping[str, str], path: str) -> bool:
     return away and "text/html" in headers.get("accept", "")
 
 
-def install(app: FastAPI, pages: Jinja2Templates) -> None:
+def install(app: FastAPI, pages: Pages) -> None:
     """Register the handlers of every error that a route can raise."""
 
     def answer(request: Request, status: int, detail: str, headers: Mapping[str, str] | None) -> Response:
         if wants_page(request.headers, request.url.path):
-            told = {"status": status, "title": _title(status), "detail": detail, "here": request.url.path}
-            return pages.TemplateResponse(request, "error.html", told, status, headers)
+            told = {"status": status, "title": _title(status), "detail": detail}
+            return pages.render(request, "error.html", told, status, headers)
         return problem_response(status, detail, headers, instance=request.url.path)
 
     @app.exception_handler(HTTPException)
@@ -75,9 +77,14 @@ def install(app: FastAPI, pages: Jinja2Templates) -> None:
         """What the workflow refuses: a step that the referral's or the study's state does not allow."""
         return answer(request, 409, _sentence(error), None)
 
+    @app.exception_handler(IntegrityError)
+    def overtaken(request: Request, error: IntegrityError) -> Response:
+        """Two requests stored the same thing at once: one did, and of the other nothing is left."""
+        return answer(request, 409, "The same was stored by somebody else at this moment. Look, and try again.", None)
+
     @app.exception_handler(OperationalError)
     def database_away(request: Request, error: OperationalError) -> Response:
-        return answer(request, 503, "The database does not answer. Try again in a moment.", {"Retry-After": "5"})
+        return answer(request, 503, DATABASE_AWAY, RETRY_SOON)
 
 
 _PLAIN = {404: "There is nothing at this address.", 405: "This address does not take that method."}

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 
 from service.api import schemas
 from service.api.problems import MEDIA_TYPE
 from service.api.tabular import worklist_csv
+from service.domain.access import Right
 from service.domain.result import Category
 from service.domain.states import ReferralState, StudyState
-from service.web.desk import MAX_ID, NO_DELIVERY, NO_REPORT, NO_STUDY, Desk
+from service.web.desk import MAX_ID, NO_DELIVERY, NO_REPORT, NO_STUDY, Desk, Needs
 from service.web.pages import sorting
 from service.workflow import reading
 from service.workflow.reading import Filter, Stage, StudyDetail, WorklistEntry
 
 CSV_ROWS = 10_000
 DICOM = "application/dicom"  # RFC 3240
+
+READ, REFER = Depends(Needs(Right.READ)), Depends(Needs(Right.REFER))
+OPERATE, AUDIT = Depends(Needs(Right.OPERATE)), Depends(Needs(Right.AUDIT))
 
 StudyUid = Annotated[str, Path(pattern=r"^[0-9.]{1,64}$", description="Study Instance UID")]
 RowId = Annotated[int, Path(ge=1, le=MAX_ID)]
@@ -43,13 +47,14 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def api_router(desk: Desk) -> APIRouter:
     """All routes of version 1."""
-    router = APIRouter(prefix="/api/v1", responses=_problems(422))
+    router = APIRouter(prefix="/api/v1", responses=_problems(401, 403, 422))
 
     @router.get(
         "/worklist",
         response_model=schemas.Worklist,
         responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
         tags=["worklist"],
+        dependencies=[READ],
     )
     def worklist(
         request: Request,
@@ -83,7 +88,7 @@ def api_router(desk: Desk) -> APIRouter:
             counts=counts,
         )
 
-    @router.get("/studies", response_model=schemas.Studies, tags=["studies"])
+    @router.get("/studies", response_model=schemas.Studies, tags=["studies"], dependencies=[READ])
     def studies(request: Request, q: Words = None, page: PageNumber = 1, page_size: PageSize = 50) -> schemas.Studies:
         """Every study that came in, with every series and its verdict, the latest arrival first."""
         with desk.store.transaction() as session:
@@ -102,6 +107,7 @@ def api_router(desk: Desk) -> APIRouter:
         response_model=schemas.StudyDetailShape,
         responses=_problems(404),
         tags=["studies"],
+        dependencies=[READ],
     )
     def study(request: Request, study_uid: StudyUid) -> schemas.StudyDetailShape:
         """One study: its series with verdicts, its work with attempts, its results, its refusals."""
@@ -115,6 +121,7 @@ def api_router(desk: Desk) -> APIRouter:
         response_model=schemas.ResultDocument,
         responses=_problems(404),
         tags=["studies"],
+        dependencies=[READ],
     )
     def result(
         request: Request,
@@ -134,6 +141,7 @@ def api_router(desk: Desk) -> APIRouter:
         response_model=schemas.ReferralShape,
         responses=_problems(403, 404, 409),
         tags=["referral"],
+        dependencies=[REFER],
     )
     def act(request: Request, study_uid: StudyUid, step: schemas.ReferralAction) -> schemas.ReferralShape:
         """A step of the referral loop; one that its state does not allow is refused with 409."""
@@ -152,6 +160,7 @@ def api_router(desk: Desk) -> APIRouter:
         responses=_problems(403, 404, 409),
         status_code=202,
         tags=["studies"],
+        dependencies=[OPERATE],
     )
     def rerun(request: Request, study_uid: StudyUid) -> schemas.RerunAnswer:
         """Let the worker try a quarantined study again."""
@@ -163,7 +172,7 @@ def api_router(desk: Desk) -> APIRouter:
             raise HTTPException(404, NO_STUDY)
         return schemas.RerunAnswer(study_uid=study_uid, state=detail.intake.state)
 
-    @router.get("/outbox", response_model=schemas.OutboxShape, tags=["outbox"])
+    @router.get("/outbox", response_model=schemas.OutboxShape, tags=["outbox"], dependencies=[READ])
     def outbox(request: Request) -> schemas.OutboxShape:
         """Where results are sent, what waits there, since when, and why."""
         with desk.store.transaction() as session:
@@ -177,6 +186,7 @@ def api_router(desk: Desk) -> APIRouter:
         responses=_problems(403, 409),
         status_code=202,
         tags=["outbox"],
+        dependencies=[OPERATE],
     )
     def retry(request: Request, destination: Destination) -> schemas.RetryAnswer:
         """Try everything that waits for a destination now, without waiting for its back-off."""
@@ -189,6 +199,7 @@ def api_router(desk: Desk) -> APIRouter:
         responses=_problems(403, 404, 409),
         status_code=202,
         tags=["outbox"],
+        dependencies=[OPERATE],
     )
     def resend(request: Request, delivery_id: RowId) -> schemas.DeliveryShape:
         """Send one object to its destination again, delivered or not."""
@@ -202,6 +213,7 @@ def api_router(desk: Desk) -> APIRouter:
         responses=_problems(403, 404, 409),
         status_code=202,
         tags=["outbox"],
+        dependencies=[OPERATE],
     )
     def send(request: Request, report_id: RowId, wanted: schemas.SendTo) -> schemas.DeliveryShape:
         """Send one object to a configured destination, also to one that was configured after it was made."""
@@ -215,6 +227,7 @@ def api_router(desk: Desk) -> APIRouter:
         responses=_problems(403, 404, 409),
         status_code=202,
         tags=["outbox"],
+        dependencies=[OPERATE],
     )
     def remake(request: Request, report_id: RowId) -> schemas.ReportShape:
         """Try again to make an object that could not be made."""
@@ -231,6 +244,7 @@ def api_router(desk: Desk) -> APIRouter:
         response_class=FileResponse,
         responses={200: {"content": {DICOM: {"schema": {"type": "string", "format": "binary"}}}}, **_problems(404)},
         tags=["outbox"],
+        dependencies=[READ],
     )
     def file(request: Request, report_id: RowId) -> FileResponse:
         """The DICOM object itself, as it is sent; the download is audited as an export."""
@@ -244,7 +258,7 @@ def api_router(desk: Desk) -> APIRouter:
             raise HTTPException(404, NO_DELIVERY)
         return schemas.DeliveryShape.model_validate(line)
 
-    @router.get("/audit", response_model=schemas.Audit, tags=["audit"])
+    @router.get("/audit", response_model=schemas.Audit, tags=["audit"], dependencies=[AUDIT])
     def audit(
         request: Request,
         subject: Annotated[str | None, Query(max_length=128)] = None,

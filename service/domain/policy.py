@@ -249,6 +249,15 @@ class ReferralPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class PairingPolicy:
+    """Which DXA result may say what the bone of a CT is."""
+
+    window_days: int = _threshold(
+        365, unit="days", source=f"{UNVERIFIED}; bone changes by a few per cent in a year", low=1, high=3650
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The whole rule book of one installation; `label` names it in every result."""
 
@@ -256,6 +265,7 @@ class Policy:
     eligibility: EligibilityPolicy = EligibilityPolicy()
     findings: FindingsPolicy = FindingsPolicy()
     referral: ReferralPolicy = ReferralPolicy()
+    pairing: PairingPolicy = PairingPolicy()
     references: tuple[Reference, ...] = field(default=(), metadata=_NOT_IN_THE_FILE)  # for real patients, as chosen
 
     @property
@@ -284,8 +294,13 @@ class Threshold(NamedTuple):
 
 def thresholds(policy: Policy) -> list[Threshold]:
     """Every threshold of a policy, in order, for the pages and the documentation."""
-    sections = (("eligibility.", policy.eligibility), ("findings.", policy.findings), ("referral.", policy.referral))
-    return [threshold for prefix, section in sections for threshold in _thresholds(section, prefix)]
+    sections = {
+        "eligibility.": policy.eligibility,
+        "findings.": policy.findings,
+        "referral.": policy.referral,
+        "pairing.": policy.pairing,
+    }
+    return [threshold for prefix, section in sections.items() for threshold in _thresholds(section, prefix)]
 
 
 def _thresholds(section: Any, prefix: str) -> list[Threshold]:

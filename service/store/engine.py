@@ -72,8 +72,8 @@ def upgrade(url: str) -> None:
         engine.dispose()
 
 
-def migrate(connection: Connection) -> None:
-    """Run every missing migration inside the connection's transaction."""
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Run every missing migration inside the connection's transaction; `base` takes all of them back."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
     from alembic import command  # slow to import, and only a migration needs it
@@ -83,7 +83,10 @@ def migrate(connection: Connection) -> None:
     # The folder of the installed package: there is no alembic.ini, in a checkout or in a wheel.
     config.set_main_option("script_location", str(importlib.resources.files("migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    if revision == "base":
+        command.downgrade(config, revision)
+    else:
+        command.upgrade(config, revision)
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import (
@@ -283,7 +283,7 @@ class ReferralRow(Table):
 
 
 class AuditRow(Table):
-    """Append-only: who did what, to what, when, from where."""
+    """Append-only: who did what, to what, when, from where. A trigger refuses to change or delete a row."""
 
     __tablename__ = "audit"
 
@@ -294,3 +294,121 @@ class AuditRow(Table):
     subject: Mapped[str] = mapped_column(String(128))
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
     peer_address: Mapped[str | None] = mapped_column(String(64))
+
+
+class UserRow(Table):
+    """A person who may log in; never deleted, since the audit names them."""
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))  # as the audit shows it
+    name_key: Mapped[str] = mapped_column(String(192), unique=True)  # casefolded: no two people differ by case alone
+    password_hash: Mapped[str] = mapped_column(String(255))  # argon2id, salt and costs included
+    roles: Mapped[list[Any]]
+    disabled: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime]
+    password_changed_at: Mapped[datetime]
+
+    sessions: Mapped[list[SessionRow]] = relationship(back_populates="user", cascade="all, delete-orphan")
+
+
+class SessionRow(Table):
+    """One browser of one user; the cookie holds the token, this row only its hash."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    token_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime]
+    seen_at: Mapped[datetime]  # the last thing that the person did, to the minute
+
+    user: Mapped[UserRow] = relationship(back_populates="sessions")
+
+
+class KeyRow(Table):
+    """A program's API key: only its hash is kept; never deleted, since the audit names it."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(String(60), unique=True)  # "key:<label>" in the audit
+    key_sha256: Mapped[str] = mapped_column(
+        String(64), unique=True
+    )  # of 256 random bits: a slow hash would add nothing
+    roles: Mapped[list[Any]]
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    used_at: Mapped[datetime | None]  # to the minute
+
+
+class DxaImportRow(Table):
+    """One delivery of DXA results: a file, or one call of the API."""
+
+    __tablename__ = "dxa_imports"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(64))
+    layout: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str | None] = mapped_column(Text)  # of the file, where it has one
+    sha256: Mapped[str | None] = mapped_column(String(64))  # of the file's text
+    rows: Mapped[int]
+    accepted: Mapped[int]
+    duplicates: Mapped[int]
+    refused: Mapped[int]
+    passed_over: Mapped[int]
+
+
+class DxaScanRow(Table):
+    """One DXA result of the lumbar spine, as the device told it and as recomputed over the included levels."""
+
+    __tablename__ = "dxa_scans"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    import_id: Mapped[int] = mapped_column(ForeignKey("dxa_imports.id"), index=True)
+    line: Mapped[int | None]  # of the file
+    identity: Mapped[str] = mapped_column(String(64), unique=True)  # DxaScan.identity: the same scan is stored once
+    content: Mapped[str] = mapped_column(String(64))  # DxaScan.content: tells a repetition from a contradiction
+    patient_id: Mapped[str] = mapped_column(String(64), index=True)
+    scan_date: Mapped[date]
+    manufacturer: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(64))
+    region: Mapped[str] = mapped_column(String(32))
+    scan_id: Mapped[str] = mapped_column(String(64))
+    sex: Mapped[str] = mapped_column(String(1))
+    synthetic: Mapped[bool]
+    total_bmd_g_cm2: Mapped[float | None]  # what the device said
+    total_bmc_g: Mapped[float | None]
+    total_area_cm2: Mapped[float | None]
+    total_t_score: Mapped[float | None]
+    total_z_score: Mapped[float | None]
+    total_tbs: Mapped[float | None]
+    by_area_g_cm2: Mapped[float | None]  # recomputed: sum of BMC over sum of area, as devices do
+    mean_g_cm2: Mapped[float]  # recomputed: mean of the levels, as Yoshida 2023 does
+
+    levels: Mapped[list[DxaLevelRow]] = relationship(back_populates="scan", order_by="DxaLevelRow.level")
+
+
+class DxaLevelRow(Table):
+    """One vertebra of one DXA result; a level that is not valid is kept and never compared."""
+
+    __tablename__ = "dxa_levels"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    scan_id: Mapped[int] = mapped_column(ForeignKey("dxa_scans.id"))
+    level: Mapped[str] = mapped_column(String(4))
+    validity: Mapped[str] = mapped_column(String(24))
+    bmd_g_cm2: Mapped[float | None]
+    bmc_g: Mapped[float | None]
+    area_cm2: Mapped[float | None]
+    t_score: Mapped[float | None]
+    z_score: Mapped[float | None]
+    tbs: Mapped[float | None]
+
+    scan: Mapped[DxaScanRow] = relationship(back_populates="levels")
+
+    __table_args__ = (UniqueConstraint("scan_id", "level"),)

@@ -32,9 +32,10 @@ class Forms:
         """What the page carries for this nonce."""
         return hmac.new(self._secret, nonce.encode(), hashlib.sha256).hexdigest()
 
-    def remember(self, response: Response, nonce: str) -> None:
+    def remember(self, request: Request, response: Response, nonce: str) -> None:
         """Lay the nonce into the browser."""
-        response.set_cookie(COOKIE, nonce, httponly=True, samesite="strict", path="/")
+        behind_tls = request.url.scheme == "https"
+        response.set_cookie(COOKIE, nonce, httponly=True, samesite="strict", secure=behind_tls, path="/")
 
     def check(self, request: Request, sent: str | None) -> None:
         """403 unless the token (form field or header) belongs to the browser's nonce."""

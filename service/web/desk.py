@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,20 @@ from typing import Any
 from fastapi import HTTPException, Request
 from sqlalchemy.orm import Session
 
+from service.domain.access import LOCAL, Principal, Right
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
 from service.workflow import delivery, reading, referral, reporting, rerun
 from service.workflow.clock import Clock, utc_now
+from service.workflow.people import By, SessionRules
 
 NO_STUDY = "There is no such study."
 NO_RESULT = "There is no such study, or it has no such result."
 NO_REPORT = "There is no such report."
 NO_DELIVERY = "There is no such delivery."
 MAX_ID = 2**31 - 1  # the largest key of a row on every database
-ACTOR = "local"  # whoever sits at this machine, where no password is asked for
-ACTOR_KEY = "osteogate.actor"  # in a request's scope: the name that came with the password
+PRINCIPAL_KEY = "osteogate.principal"  # in a request's scope: who asks, None on the few open pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +148,38 @@ def software() -> str:
         return "osteogate"
 
 
+def principal(request: Request) -> Principal | None:
+    """Who asks; None on the few pages that open to everybody."""
+    found = request.scope.get(PRINCIPAL_KEY)
+    return found if isinstance(found, Principal) else None
+
+
 def actor(request: Request) -> str:
     """Who asks, as the audit names them."""
-    return str(request.scope.get(ACTOR_KEY, ACTOR))
+    return (principal(request) or LOCAL).name
+
+
+def by(request: Request, clock: Clock) -> By:
+    """Who asks, now, from where."""
+    return By(actor(request), clock(), peer_address(request))
+
+
+def session_rules(settings: Settings) -> SessionRules:
+    """How long a session lives here."""
+    return SessionRules(timedelta(seconds=settings.session_idle_seconds), timedelta(seconds=settings.session_seconds))
+
+
+class Needs:
+    """A route's dependency: 403 for whoever lacks the right. A test finds it on every route."""
+
+    def __init__(self, right: Right) -> None:
+        self.right = right
+
+    def __call__(self, request: Request) -> None:
+        """Pass, or 403."""
+        found = principal(request)
+        if found is None or not found.may(self.right):
+            raise HTTPException(403, f"This needs the right {self.right.value!r}, which your role does not grant.")
 
 
 def peer_address(request: Request) -> str | None:

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from service.domain.access import Right
 from service.domain.result import LEVELS
 from service.domain.states import DeliveryState, ReferralState, ReportState, StudyState
 from service.web import words
 from service.web.bands import axes
 from service.web.csrf import Forms
-from service.web.desk import MAX_ID, NO_STUDY, Desk, inside
+from service.web.desk import MAX_ID, NO_STUDY, Desk, Needs, inside, principal
 from service.workflow import reading
 from service.workflow.reading import Filter, Order, ReportLine, Stage, StudyDetail
 from service.workflow.referral import Action, allowed
@@ -30,6 +31,9 @@ PICTURES = frozenset([*(f"crop-{name}.png" for name in LEVELS), *OVERLAYS])
 PAGE_SIZE = 50
 
 RowId = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
+
+READ, REFER = Depends(Needs(Right.READ)), Depends(Needs(Right.REFER))
+OPERATE, AUDIT = Depends(Needs(Right.OPERATE)), Depends(Needs(Right.AUDIT))
 
 # What a row of the worklist offers; the study page offers everything that the workflow allows.
 QUICK_STEPS: Mapping[ReferralState, tuple[Action, ...]] = {
@@ -65,19 +69,40 @@ def templates(desk: Desk) -> Jinja2Templates:
     return Jinja2Templates(env=environment)
 
 
-def page_router(desk: Desk, forms: Forms) -> APIRouter:
-    """All pages of the clinician."""
-    router = APIRouter(include_in_schema=False)
-    pages = templates(desk)
+class Pages:
+    """Renders: every page knows who looks at it, and carries the token that its forms send back."""
 
-    def render(request: Request, name: str, context: Mapping[str, Any]) -> Response:
-        nonce = forms.nonce(request)
-        known = {"csrf": forms.token(nonce), "here": str(request.url.path), **context}
-        response = pages.TemplateResponse(request, name, known)
-        forms.remember(response, nonce)
+    def __init__(self, desk: Desk, forms: Forms) -> None:
+        self.forms = forms
+        self._templates = templates(desk)
+
+    def render(
+        self,
+        request: Request,
+        name: str,
+        context: Mapping[str, Any],
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """One page as a response."""
+        nonce = self.forms.nonce(request)
+        known = {
+            "csrf": self.forms.token(nonce),
+            "here": str(request.url.path),
+            "me": principal(request),
+            "may": lambda right: (found := principal(request)) is not None and found.may(right),
+        }
+        response = self._templates.TemplateResponse(request, name, {**known, **context}, status, headers)
+        self.forms.remember(request, response, nonce)
         return response
 
-    @router.get("/")
+
+def page_router(desk: Desk, pages: Pages) -> APIRouter:
+    """All pages of the clinician."""
+    router = APIRouter(include_in_schema=False)
+    render, forms = pages.render, pages.forms
+
+    @router.get("/", dependencies=[READ])
     def worklist(
         request: Request,
         tab: Stage | None = None,
@@ -110,7 +135,7 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
         }
         return render(request, "worklist_table.html" if refresh else "worklist.html", context)
 
-    @router.get("/studies/{study_uid}")
+    @router.get("/studies/{study_uid}", dependencies=[READ])
     def study(request: Request, study_uid: str) -> Response:
         """One study: the decision and why, values, pictures, provenance, every series."""
         if "hx-request" in request.headers:  # a refresh while work goes on
@@ -122,7 +147,7 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
             raise HTTPException(404, NO_STUDY)
         return render(request, "study.html", study_context(detail, desk))
 
-    @router.get("/studies/{study_uid}/results/{result_id}")
+    @router.get("/studies/{study_uid}/results/{result_id}", dependencies=[READ])
     def result(request: Request, study_uid: str, result_id: RowId) -> Response:
         """One study as an earlier result had it; the one in force has the study's own address."""
         detail = desk.study(request, study_uid, seen_as="result.view", result_id=result_id)
@@ -130,7 +155,7 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
             return RedirectResponse(f"/studies/{study_uid}", 303)
         return render(request, "study.html", study_context(detail, desk))
 
-    @router.get("/studies/{study_uid}/pictures/{result_id}/{name}")
+    @router.get("/studies/{study_uid}/pictures/{result_id}/{name}", dependencies=[READ])
     def picture(study_uid: str, result_id: RowId, name: str) -> Response:
         """One of the known pictures of a result, and nothing else from the disk."""
         if name not in PICTURES:
@@ -142,7 +167,7 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
             raise HTTPException(404, "No such picture.")
         return FileResponse(path, media_type="image/png")
 
-    @router.post("/studies/{study_uid}/referral")
+    @router.post("/studies/{study_uid}/referral", dependencies=[REFER])
     def act(
         request: Request,
         study_uid: str,
@@ -156,20 +181,20 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
         desk.act(request, study_uid, action, reason.strip() or None)
         return RedirectResponse("/" if back == "worklist" else f"/studies/{study_uid}", 303)
 
-    @router.post("/studies/{study_uid}/rerun")
+    @router.post("/studies/{study_uid}/rerun", dependencies=[OPERATE])
     def rerun(request: Request, study_uid: str, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
         """Try a quarantined study again."""
         forms.check(request, csrf)
         desk.rerun(request, study_uid)
         return RedirectResponse(f"/studies/{study_uid}", 303)
 
-    @router.post("/deliveries/{delivery_id}/resend")
+    @router.post("/deliveries/{delivery_id}/resend", dependencies=[OPERATE])
     def resend(request: Request, delivery_id: RowId, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
         """Send one object to its destination again."""
         forms.check(request, csrf)
         return _back_to_sent(desk.resend(request, delivery_id))
 
-    @router.post("/reports/{report_id}/send")
+    @router.post("/reports/{report_id}/send", dependencies=[OPERATE])
     def send(
         request: Request,
         report_id: RowId,
@@ -181,20 +206,20 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
         study_uid, _ = desk.send(request, report_id, destination)
         return _back_to_sent(study_uid)
 
-    @router.post("/reports/{report_id}/remake")
+    @router.post("/reports/{report_id}/remake", dependencies=[OPERATE])
     def remake(request: Request, report_id: RowId, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
         """Try to make an object that could not be made."""
         forms.check(request, csrf)
         return _back_to_sent(desk.remake(request, report_id))
 
-    @router.post("/outbox/{destination}/retry")
+    @router.post("/outbox/{destination}/retry", dependencies=[OPERATE])
     def retry(request: Request, destination: str, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
         """Try everything that waits for a destination now."""
         forms.check(request, csrf)
         desk.retry(request, destination)
         return RedirectResponse("/intake", 303)
 
-    @router.get("/intake")
+    @router.get("/intake", dependencies=[READ])
     def intake(
         request: Request,
         q: Annotated[str, Query(max_length=200)] = "",
@@ -217,6 +242,24 @@ def page_router(desk: Desk, forms: Forms) -> APIRouter:
                 desk.note(session, request, "intake.view", "intake", q=q)
         return render(request, "intake_table.html" if refresh else "intake.html", context)
 
+    @router.get("/audit", dependencies=[AUDIT])
+    def audit(
+        request: Request,
+        subject: Annotated[str, Query(max_length=128)] = "",
+        page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    ) -> Response:
+        """Who looked at, took out or changed what, the latest first."""
+        about = subject.strip() or None
+        with desk.store.transaction() as session:
+            found = reading.audit(session, subject=about, number=page, size=PAGE_SIZE)
+            desk.note(session, request, "audit.view", "audit", about=about)
+        context = {
+            "page": found,
+            "subject": subject,
+            "link": lambda **changes: link("/audit", {"subject": subject, **changes}),
+        }
+        return render(request, "audit.html", context)
+
     return router
 
 
@@ -235,7 +278,7 @@ def sorting(sort: str) -> tuple[Order, bool]:
 
 def link(path: str, query: Mapping[str, Any]) -> str:
     """A link of this page with other filters; what is at its default is left out."""
-    defaults = {"tab": "", "q": "", "patients": "all", "sort": "priority", "page": 1}
+    defaults = {"tab": "", "q": "", "subject": "", "patient": "", "patients": "all", "sort": "priority", "page": 1}
     told = {key: value for key, value in query.items() if value != defaults.get(key)}
     return f"{path}?{urlencode(told)}" if told else path
 

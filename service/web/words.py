@@ -97,6 +97,17 @@ OBJECT_VERDICTS = {
     Code.SEGMENTATION_NOT_USED: Chip("quiet", "segmentation not used"),
 }
 
+WHY_UNPAIRED = {
+    Code.PAIR_NO_DXA: "the patient has no DXA result, or the CT no patient ID",
+    Code.PAIR_NO_DATE: "the CT does not tell its date",
+    Code.PAIR_NOT_MEASURED: "no level of the CT is valid, or it was not measured",
+    Code.PAIR_SYNTHETIC_MIXED: "one is of a digital patient, the other of a person",
+    Code.PAIR_OUTSIDE_WINDOW: "every DXA result is too far away in time",
+    Code.PAIR_NO_COMMON_LEVEL: "no level counts on both sides",
+    Code.PAIR_AMBIGUOUS: "nothing decides between equally near ones",
+    Code.PAIR_NEARER_CT: "another CT of the patient is nearer to the DXA result",
+}
+
 SEXES = {"F": "female", "M": "male", "O": "other"}
 
 
@@ -114,6 +125,13 @@ def _group(group: str) -> str:
     given = " ".join(part for part in rest[:2] if part)
     separator = ", " if family and group.isascii() else " "
     return separator.join(part for part in (family, given) if part)
+
+
+def apart(days: int) -> str:
+    """How far a DXA is from its CT: "12 days later", "same day"."""
+    if days == 0:
+        return "same day"
+    return f"{size(abs(days), 'day')} {'later' if days > 0 else 'earlier'}"
 
 
 def sex_and_age(patient: Patient) -> str:

@@ -32,7 +32,8 @@ FULL_FIELD = 256  # pixels; the largest field, with random weights
 def main() -> None:
     """Time the shipped package on digital patients, then an untrained ResNet50 on the full field."""
     predictor = Predictor(package_path("active"), "cpu")
-    plain = BonePredictor(NetworkConfig(predictor.package.manifest.architecture, predictor.package.manifest.targets))
+    manifest, channels = predictor.package.manifest, predictor.input.channels
+    plain = BonePredictor(NetworkConfig(manifest.architecture, manifest.targets, channels))
     load_tensors(plain, predictor.package.weights())
     plain.eval()
     studies = [
@@ -46,14 +47,14 @@ def main() -> None:
     rows, columns = pictures[0].shape[-2:]
     add(
         table,
-        f"{len(studies[0])} slabs, {rows} x {columns}",
+        f"{len(studies[0])} vertebrae, {channels} x {rows} x {columns}",
         {
             f"ours ({predictor.engine})": lambda: predictor.predict(studies[0]),
             "eager fp32 PyTorch": lambda: eager(plain, network_input(studies[0], predictor.input)),
             "ours, a network per target": lambda: (predictor.predict(studies[0]), predictor.predict(studies[0])),
         },
     )
-    full = np.random.default_rng(0).random((len(studies[0]), 3, FULL_FIELD, FULL_FIELD), dtype=np.float32)
+    full = np.random.default_rng(0).random((len(studies[0]), channels, FULL_FIELD, FULL_FIELD), dtype=np.float32)
     if predictor.engine.startswith("OpenVINO"):
         compiled = compile_for_cpu(plain, torch.get_num_threads())
         whole = {compiled.name: lambda: compiled(full), "eager fp32 PyTorch": lambda: eager(plain, full)}

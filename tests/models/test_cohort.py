@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from models.crop import SLABS
 from models.phantom import dxa
 from models.phantom.anatomy import LABELS
 from models.phantom.cohort import COLUMNS, draw_member, imperfect_labels, lumbar_box, make_cohort
@@ -44,9 +45,9 @@ def test_a_row_per_vertebra_with_its_truth(folder: Path) -> None:
 
 def test_slabs_are_what_training_reads(folder: Path) -> None:
     cohort = Cohort.read(folder)
-    assert cohort.slabs.shape == (4, 2, 3, 128, 128)
+    assert cohort.slabs.shape == (4, 2, SLABS, 128, 128)
     assert cohort.slabs.dtype == np.int16
-    inside = cohort.slabs[:, 0, 1] > -1024
+    inside = cohort.slabs[:, 0, SLABS // 2] > -1024
     area_mm2 = inside.sum(axis=(1, 2)) * (300 / 256) ** 2
     assert (area_mm2 > 900).all()  # a body of 30 x 25 mm and a spinous process
     assert (area_mm2 < 2600).all()
@@ -92,6 +93,7 @@ def test_parameters_stand_beside_every_vertebra(folder: Path) -> None:
         found = list(csv.DictReader(stream))
     assert [row["level"] for row in found] == ["L1", "L2", "L3", "L4"]
     patient = draw(770_000, **SETTINGS)
+    assert float(found[1]["beside_facet_size"]) == pytest.approx(patient.vertebra("L2").facet_size, abs=1e-3)
     assert float(found[2]["depth"]) == pytest.approx(patient.vertebra("L3").depth, abs=1e-3)
     assert float(found[0]["grain_amplitude"]) == pytest.approx(patient.bone.texture.amplitude, abs=1e-3)
 

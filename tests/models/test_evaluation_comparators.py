@@ -77,11 +77,22 @@ def test_the_oracle_takes_what_cross_validates_better(folder: Path, cohort: Coho
     found = compare(cohort, chosen, folder, None)
     assert found.account["oracle"]["model_bmd"] == "ridge"  # a straight line
     assert found.account["oracle"]["columns"] == ["density", "other"]
+    assert np.array_equal(found.estimates["oracle_bmd"], found.estimates["midline_oracle_bmd"])
     assert r(found.estimates["oracle_bmd"], bmd) > 0.99
     bent = (bmd - bmd.mean()) ** 2
     write_parameters(folder, cohort, {"density": bmd})
     curved = replace(cohort, targets=np.stack([bent, bent], axis=1).astype(np.float32))
     assert compare(curved, chosen, folder, None).account["oracle"]["model_bmd"] == "gradient boosting"
+
+
+def test_the_midline_oracle_sees_nothing_beside_the_middle(folder: Path, cohort: Cohort) -> None:
+    chosen = np.arange(len(cohort.rows))
+    bmd = cohort.targets[:, 0].astype(float)
+    write_parameters(folder, cohort, {"beside_facets": bmd, "other": np.random.default_rng(3).random(80)})
+    found = compare(cohort, chosen, folder, None)
+    assert found.account["midline_oracle"]["columns"] == ["other"]
+    assert r(found.estimates["oracle_bmd"], bmd) > 0.9
+    assert r(found.estimates["midline_oracle_bmd"], bmd) < 0.4
 
 
 def test_a_patients_own_name_tells_the_oracle_nothing(folder: Path, cohort: Cohort) -> None:

@@ -6,7 +6,7 @@ import pytest
 from models.crop import OUTSIDE_HU
 from models.inputs import InputConfig, central_field, display_view, network_input, windowed
 
-CONFIG = InputConfig()
+CONFIG = InputConfig(slabs=3)
 
 
 def slabs(size: int = 256, vertebrae: int = 2) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_a_field_larger_than_the_stored_slab_is_the_whole_slab() -> None:
     full = InputConfig(rows=256, columns=256, posterior_shift_px=0, slabs=1)
     whole = slabs(256)
     assert np.array_equal(network_input(whole[..., 64:192, 64:192], full), network_input(whole, full))
-    further_back = InputConfig(rows=140, columns=80, posterior_shift_px=40)
+    further_back = InputConfig(rows=140, columns=80, posterior_shift_px=40, slabs=3)
     assert np.array_equal(network_input(whole[..., 64:192, 64:192], further_back), network_input(whole, further_back))
 
 
@@ -64,12 +64,22 @@ def test_neighbours_are_channels_in_order_and_one_slab_is_repeated() -> None:
     assert (single == seen[1]).all()
 
 
+def test_as_many_slabs_as_a_network_sees_are_its_channels() -> None:
+    hu = np.zeros((1, 9, 256, 256), dtype=np.float32) + 100 * np.arange(9)[None, :, None, None]
+    nine, five = (network_input(hu, InputConfig(slabs=count)) for count in (9, 5))
+    assert nine.shape == (1, InputConfig(slabs=9).channels, 48, 80)
+    assert np.array_equal(five, nine[:, 2:7])
+    assert (np.diff(nine[0, :, 24, 24]) > 0).all()
+
+
 def test_a_missing_neighbour_is_refused() -> None:
     with pytest.raises(ValueError, match="expected"):
         network_input(slabs()[:, 1], CONFIG)
 
 
-@pytest.mark.parametrize("wrong", [{"window_low_hu": 900.0}, {"slabs": 2}, {"rows": 16}, {"grey_levels": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"window_low_hu": 900.0}, {"slabs": 2}, {"slabs": 11}, {"rows": 16}, {"grey_levels": 0}]
+)
 def test_impossible_configurations_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"window|sees|at least"):
         InputConfig.from_dict(wrong)

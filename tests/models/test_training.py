@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -121,15 +122,18 @@ def test_the_papers_protocol_is_the_papers() -> None:
     )  # fmt: skip
     assert (config.input.rows, config.input.columns, config.input.slabs, config.input.grey_levels) == (256, 256, 1, 255)
     assert config.architecture == "resnet50"
-    smaller = TrainingConfig.from_dict(config.to_dict() | {"input": config.input.to_dict() | {"rows": 64}})
-    assert smaller.members == config.members
+    assert config.keep == "best"
+    field = load_configuration("yoshida-2023-field")
+    same = {"name": config.name, "input": config.input.to_dict()}
+    assert TrainingConfig.from_dict(field.to_dict() | same) == config  # the picture's black border apart
+    assert field.input.slabs == 1
 
 
 # --- configurations ---------------------------------------------------------------------------------------------
 
 
 def test_the_shipped_configurations_are_complete_and_ours_is_the_default() -> None:
-    assert known_configurations() == ("osteogate", "yoshida-2023")
+    assert known_configurations() == ("osteogate", "yoshida-2023", "yoshida-2023-field")
     for name in known_configurations():
         written = json.loads((ROOT / "models" / "configurations" / f"{name}.json").read_text())
         assert written == json.loads(json.dumps(load_configuration(name).to_dict()))
@@ -160,7 +164,8 @@ def test_configuration_survives_json() -> None:
     [
         ({"calibration": "cross"}, "cross_folds"),
         ({"calibration_folds": []}, "calibration_folds"),
-        ({"validation_folds": [9]}, "in validation_folds and in calibration_folds"),
+        ({"validation_folds": [9], "keep": "best"}, "chooses the epoch"),
+        ({"keep": "first"}, "keep"),
         ({"cross_folds": 5}, "validation_folds"),
         ({"cross_folds": 3}, "cross_folds"),
         ({"slab_images": 3}, "slab_images"),
@@ -253,6 +258,27 @@ def test_loss_falls_and_a_package_comes_out(folder: Path, tmp_path: Path) -> Non
         train_package(folder, tmp_path / "tiny-0.1", config, resume=True)
 
 
+def test_a_cohort_of_its_own_sets_the_intervals(folder: Path, tmp_path: Path) -> None:
+    others = tiny_cohort(tmp_path / "others", patients=12)
+    table = others / "cohort.csv"
+    table.write_text(re.sub(r"(?m)^P", "Q", table.read_text()))
+    config = tiny_config(epochs=2, keep="last", validation_folds=[8, 9], calibration_folds=[8, 9])
+    manifest = train_package(folder, tmp_path / "apart", config, calibration_dir=others).manifest
+    assert manifest.metrics["calibration"]["n_patients"] == manifest.training["patients"]["calibration"] == 12
+    assert manifest.training["calibration_cohort_sha256"] == Cohort.read(others).sha256
+    card = (tmp_path / "apart" / "model_card.md").read_text()
+    assert "8 to train, 2 to watch, 12 to set the intervals" in card
+    assert "12 patients of a cohort of their own" in card
+    usual = train_package(folder, tmp_path / "usual", config)
+    assert "8 to train, 2 to watch and to set the intervals" in usual.model_card()
+    with pytest.raises(ValueError, match="patients in both cohorts"):
+        train_package(folder, tmp_path / "same", config, calibration_dir=folder)
+    facts = others / "cohort.json"
+    facts.write_text(facts.read_text().replace("digital", "site"))
+    with pytest.raises(ValueError, match="site patients can't"):
+        train_package(folder, tmp_path / "mixed", config, calibration_dir=others)
+
+
 def test_stopped_anywhere_and_resumed_is_the_same_run(cohort: Cohort, tmp_path: Path) -> None:
     config = tiny_config(epochs=2, ema_decay=0.9, architecture="mobilenet_v3_small")  # it has dropout
     (straight,) = train(cohort, config, tmp_path / "straight")
@@ -321,6 +347,18 @@ def test_best_epoch_is_kept_of_the_averaged_weights(cohort: Cohort, tmp_path: Pa
     (plain,) = train(cohort, tiny_config(epochs=2), tmp_path / "plain")
     assert plain.curve[0]["training_loss"] == averaged.curve[0]["training_loss"]  # averaging does not steer
     assert plain.curve[0]["validation_loss"] != averaged.curve[0]["validation_loss"]
+
+
+def test_the_last_epoch_is_kept_where_nothing_is_to_choose(cohort: Cohort, tmp_path: Path) -> None:
+    """Then the patients who are watched have chosen nothing, and may set the intervals."""
+    config = tiny_config(epochs=4, keep="last", validation_folds=[8, 9], calibration_folds=[8, 9], learning_rate=0.1)
+    (plan,) = config.members
+    assert plan.training == tuple(range(8))
+    assert plan.validation == (8, 9)
+    (last,) = train(cohort, config, tmp_path / "last")
+    assert last.best_epoch == 4
+    (best,) = train(cohort, dataclasses.replace(config, keep="best", calibration_folds=(0,)), tmp_path / "best")
+    assert best.best_epoch == int(np.argmin([entry["validation_loss"] for entry in best.curve])) + 1
 
 
 # --- several networks -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from models.inputs import InputConfig
 from models.training import TrainingConfig
 
 SIZE_PX = 48
-INPUT = InputConfig(rows=32, columns=32, posterior_shift_px=0)
+INPUT = InputConfig(rows=32, columns=32, posterior_shift_px=0, slabs=3)
 
 
 def tiny_config(**changes: object) -> TrainingConfig:
@@ -21,6 +21,9 @@ def tiny_config(**changes: object) -> TrainingConfig:
         "ema_decay": 0.0,
         "batch": 8,
         "precision": "fp32",
+        "keep": "best",
+        "validation_folds": [8],
+        "calibration_folds": [9],
         "input": INPUT.to_dict(),
     }
     return TrainingConfig.from_dict(values | changes)

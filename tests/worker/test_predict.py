@@ -49,7 +49,7 @@ def test_the_shipped_package_follows_the_truth(predictor: Predictor, patients: l
 
 def test_random_weights_do_not(predictor: Predictor, patients: list[tuple[float, np.ndarray]], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = BonePredictor(NetworkConfig())
+    network = BonePredictor(NetworkConfig(channels=predictor.input.channels))
     torch.nn.init.normal_(network.head.weight, std=0.01)
     network.target_mean.copy_(torch.tensor([1.0, 1.36]))
     network.target_std.copy_(torch.tensor([0.2, 0.13]))

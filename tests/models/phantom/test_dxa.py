@@ -47,6 +47,24 @@ def test_repeated_scans_differ_as_a_prodigys_do() -> None:
     assert 0.008 < np.sqrt(np.mean((tbs.std(axis=1, ddof=1) / tbs.mean(axis=1)) ** 2)) < 0.03
 
 
+@pytest.mark.parametrize(("sex", "printed", "sd"), [("F", 0.528, 0.039), ("M", 0.499, 0.040)])
+def test_as_much_lies_behind_the_body_as_in_young_people(sex: str, printed: float, sd: float) -> None:
+    """Lee 2009, doi 10.1359/jbmr.090224: share of L3's mineral, by QCT, in people of up to 25 years."""
+    shares = [dxa.posterior_share(draw(70_000_000 + number, age=20 + number % 6, sex=sex)) for number in range(30)]
+    assert np.mean(shares) == pytest.approx(printed, abs=0.03)
+    assert np.std(shares) == pytest.approx(sd, abs=0.012)
+
+
+def test_facets_harden_with_age_and_the_slab_through_the_middle_does_not_show_it() -> None:
+    def arches(age: int) -> np.ndarray:
+        found = [draw(500 + number, age=age).vertebra("L3") for number in range(80)]
+        return np.array([(v.lateral_cortex / v.posterior_cortex, v.facet_size) for v in found])
+
+    young, old = arches(30), arches(80)
+    assert (old.mean(axis=0) > 1.05 * young.mean(axis=0)).all()
+    assert old[:, 0].std() > young[:, 0].std()
+
+
 def test_content_is_what_the_region_projects(patient: Patient) -> None:
     level = measure(patient).levels["L3"]
     assert level.bmc_g == pytest.approx(level.bmd_g_cm2 * level.area_cm2)

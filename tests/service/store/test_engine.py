@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import select, text
+from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from service.store.engine import Store, make_engine, upgrade
+from service.store.engine import Store, make_engine, migrate, upgrade
 from service.store.tables import AuditRow, SeriesRow, Table
 from service.store.upsert import insert_missing
 from tests.service.workflow import workbench
@@ -35,6 +35,20 @@ def test_the_migrations_make_exactly_the_tables(kind: str, tmp_path: Path, monke
         assert context.get_current_revision() is not None
     engine.dispose()
     assert differences == []
+
+
+@pytest.mark.parametrize("kind", workbench.DATABASES)
+def test_every_migration_can_be_taken_back(kind: str, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.sqlite3'}" if kind == "sqlite" else workbench.new_postgresql_database()
+    upgrade(url)
+    engine = make_engine(url)
+    for wanted in ("base", "head"):
+        with engine.begin() as connection:
+            migrate(connection, wanted)
+        with engine.connect() as connection:
+            left = set(inspect(connection).get_table_names()) - {"alembic_version"}
+            assert left == (set() if wanted == "base" else set(Table.metadata.tables))
+    engine.dispose()
 
 
 def test_a_fresh_file_in_which_another_process_writes_is_waited_for(tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ EARLIER = f"/studies/{seed.REAL}/results/5"  # superseded by result 9
 EVERY_PAGE = [
     "/",
     "/intake",
+    "/audit",
+    "/dxa",
+    "/pairing",
+    "/login",
     *(f"/studies/{seed.PREFIX}.{number}" for number in range(1, 13)),
     EARLIER,
     "/studies/1.2.3",

@@ -1,0 +1,155 @@
+"""Which DXA result belongs to which CT: same patient, nearest in time within a window, levels that count on both sides.
+
+One CT gets at most one DXA result, and one DXA result at most one CT: a patient who is scanned often must not weigh
+more than others. Everything that stays unpaired says why. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from service.domain.reasons import Code, Reason
+from service.domain.result import LEVELS
+
+
+@dataclass(frozen=True, slots=True)
+class Ct:
+    """One measured CT of a patient."""
+
+    study_uid: str
+    patient_id: str
+    scan_date: date | None
+    levels: frozenset[str]  # valid in the result in force
+    synthetic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dxa:
+    """One stored DXA result of a patient."""
+
+    id: int
+    patient_id: str
+    scan_date: date
+    levels: frozenset[str]  # included
+    synthetic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A CT and the DXA result that says what its bone is."""
+
+    ct: Ct
+    dxa: Dxa
+    levels: tuple[str, ...]  # that count on both sides
+    days: int  # from the CT to the DXA; negative: the DXA came first
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """A CT without a DXA result, and why; `rivals` are the results between which nothing decides."""
+
+    ct: Ct
+    reason: Reason
+    rivals: tuple[Dxa, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """What belongs together, and what does not."""
+
+    pairs: tuple[Pair, ...]
+    unpaired: tuple[Unpaired, ...]
+    unused: tuple[Dxa, ...]  # results that no CT took
+
+
+def pair(cts: Iterable[Ct], results: Iterable[Dxa], window_days: int) -> Pairing:
+    """Pair every patient's CTs with their DXA results.
+
+    Args:
+        cts: of any patients, in any order.
+        results: of any patients, in any order.
+        window_days: the longest time between the two.
+    """
+    by_patient: dict[str, list[Dxa]] = {}
+    for result in results:
+        by_patient.setdefault(result.patient_id, []).append(result)
+    wishes: list[Pair] = []
+    unpaired: list[Unpaired] = []
+    for ct in cts:
+        found = _nearest(ct, by_patient.get(ct.patient_id, ()), window_days)
+        if isinstance(found, Unpaired):
+            unpaired.append(found)
+        else:
+            wishes.append(found)
+    pairs, losers = _one_ct_each(wishes)
+    taken = {one.dxa.id for one in pairs}
+    unused = tuple(one for some in by_patient.values() for one in some if one.id not in taken)
+    return Pairing(tuple(pairs), (*unpaired, *losers), unused)
+
+
+def _nearest(ct: Ct, results: Sequence[Dxa], window_days: int) -> Pair | Unpaired:
+    """The DXA result that a CT would take, or why it takes none."""
+    if ct.scan_date is None:
+        return _alone(ct, Code.PAIR_NO_DATE, "the CT does not tell its date")
+    if not ct.levels:
+        return _alone(ct, Code.PAIR_NOT_MEASURED, "no level of the CT is valid")
+    if not results:
+        return _alone(ct, Code.PAIR_NO_DXA, "the patient has no DXA result")
+    alike = [one for one in results if one.synthetic == ct.synthetic]
+    if not alike:
+        return _alone(ct, Code.PAIR_SYNTHETIC_MIXED, "one is of a digital patient, the other of a person")
+    near = [one for one in alike if abs(_days(ct.scan_date, one)) <= window_days]
+    if not near:
+        days = min(abs(_days(ct.scan_date, one)) for one in alike)
+        return _alone(ct, Code.PAIR_OUTSIDE_WINDOW, f"the nearest is {days} days away; {window_days} are allowed")
+    common = [one for one in near if one.levels & ct.levels]
+    if not common:
+        return _alone(ct, Code.PAIR_NO_COMMON_LEVEL, "no level counts on both sides")
+    least = min(abs(_days(ct.scan_date, one)) for one in common)
+    nearest = tuple(one for one in common if abs(_days(ct.scan_date, one)) == least)
+    if len(nearest) > 1:
+        text = f"{len(nearest)} DXA results are equally near ({least} days)"
+        return Unpaired(ct, Reason(Code.PAIR_AMBIGUOUS, text), nearest)
+    (best,) = nearest
+    levels = tuple(name for name in LEVELS if name in ct.levels & best.levels)
+    return Pair(ct, best, levels, _days(ct.scan_date, best))
+
+
+def _one_ct_each(wishes: Sequence[Pair]) -> tuple[list[Pair], list[Unpaired]]:
+    """Of several CTs that take one result the nearest keeps it; of equally near ones none."""
+    rivals: dict[int, list[Pair]] = {}
+    for wish in wishes:
+        rivals.setdefault(wish.dxa.id, []).append(wish)
+    pairs: list[Pair] = []
+    unpaired: list[Unpaired] = []
+    for some in rivals.values():
+        least = min(abs(one.days) for one in some)
+        winners = [one for one in some if abs(one.days) == least]
+        for one in some:
+            if len(winners) > 1 and one in winners:
+                text = f"{len(winners)} CTs are equally near ({least} days) to the same DXA result"
+                unpaired.append(Unpaired(one.ct, Reason(Code.PAIR_AMBIGUOUS, text), (one.dxa,)))
+            elif one in winners:
+                pairs.append(one)
+            else:
+                text = f"another CT is nearer to the DXA result of {one.dxa.scan_date}"
+                unpaired.append(_alone(one.ct, Code.PAIR_NEARER_CT, text))
+    return pairs, unpaired
+
+
+def tally(pairing: Pairing) -> Mapping[Code, int]:
+    """How many CTs stay alone, by reason, the most frequent first."""
+    counts: dict[Code, int] = {}
+    for one in pairing.unpaired:
+        counts[one.reason.code] = counts.get(one.reason.code, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _days(scan_date: date, result: Dxa) -> int:
+    return (result.scan_date - scan_date).days
+
+
+def _alone(ct: Ct, code: Code, text: str) -> Unpaired:
+    return Unpaired(ct, Reason(code, text))
