@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from models.crop import VertebraError, locate
+from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
 from service.domain.result import LEVELS, Anatomy, Heights, LevelAnatomy, Numbering
+from worker.findings import Findings, find
 from worker.segmentation.base import (
     L1,
     L5,
@@ -52,14 +53,12 @@ TOUCH_MM = 16.0  # neighbouring vertebrae are no further apart than a tall disc
 SOFT_HU = 30.0  # a vertebra whose mean lies below this is not bone
 BULK_SIGMA_MM = 6.0  # blur whose maximum is the body
 STUMP_MM = 5.0  # how near to the end of the CT a low vertebra counts as cut
-STRIP_MM = 8.0  # on either side of the midplane: where heights are measured
-FRACTURE_GRADE_2 = 0.25  # Genant 1993: loss of height from which a fracture is graded 2
-BODY_QUANTILES = (0.15, 0.50, 0.85)  # along the anterior-posterior line, DOMAIN.md
 NAMES: Mapping[int, str] = {
     SACRUM: "sacrum", S1: "S1", L5: "L5", 28: "L4", 29: "L3", 30: "L2", L1: "L1", T12: "T12", 33: "T11", T10: "T10",
     L6: "L6",
 }  # fmt: skip
 LUMBAR = (L1, 30, 29, 28, L5)  # from the top down
+MEASURED = (33, T12, *LUMBAR, L6)  # whose bodies are measured: L1-L4 and their neighbours
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class Doubts:
     anchors: tuple[str, ...]
 
 
-def assess(volume: Volume, segmentation: Segmentation) -> Anatomy:
-    """Level checks and body heights of one segmented CT; never raises for odd anatomy."""
+def assess(volume: Volume, segmentation: Segmentation, policy: FindingsPolicy | None = None) -> Anatomy:
+    """Level checks and findings of one segmented CT; never raises for odd anatomy."""
     shapes = measure_shapes(segmentation.labels, volume)
     lumbar = [label for label in shapes if label in LUMBAR or label == L6]
     if not lumbar:
@@ -97,17 +96,23 @@ def assess(volume: Volume, segmentation: Segmentation) -> Anatomy:
         held = " and ".join(doubts.anchors) or "none"
         notes.append(f"Fewer than two anchors for the numbering ({held}).")
     numbering = Numbering.CERTAIN if certain else Numbering.UNCERTAIN
-    levels = _levels(shapes, volume, segmentation.labels, notes)
+    whole = [label for label, shape in shapes.items() if label in MEASURED and not shape.cut]
+    findings = find(volume, segmentation.labels, whole, policy or FindingsPolicy())
+    notes += findings.notes
+    levels = _levels(shapes, findings)
     refusals = []
     outside = [name for name in LEVELS if not levels[name].in_view]
     if outside:
         refusals.append(Reason(Code.LEVEL_OUT_OF_VIEW, f"{', '.join(outside)} not wholly in the field of view."))
     if not certain:
         refusals.append(Reason(Code.LEVELS_UNCERTAIN, "The numbering of the levels is not certain: " + notes[0]))
+    refusals += findings.refusals
     return Anatomy(
         levels=levels,
         numbering=numbering,
         lumbar_count=_lumbar_count(shapes),
+        cobb_deg=findings.cobb_deg,
+        contrast=findings.contrast,
         notes=tuple(notes),
         refusals=tuple(refusals),
     )
@@ -295,33 +300,31 @@ def _name(label: int) -> str:
 # ----------------------------------------------------------------------------------------------------- levels
 
 
-def _levels(
-    shapes: Mapping[int, Shape], volume: Volume, labels: LabelArray, notes: list[str]
-) -> dict[str, LevelAnatomy]:
-    """Each of L1-L4 with its heights and exclusions; `notes` takes what stays below an exclusion."""
-    seen = {name: shapes[label] for name, label in LEVEL_IDS.items() if label in shapes and not shapes[label].cut}
-    measured = {name: body_heights(labels, volume, LEVEL_IDS[name]) for name in seen}
-    heights = {name: found for name, found in measured.items() if found is not None}
-    step_mm = max(volume.spacing_mm)
+def _levels(shapes: Mapping[int, Shape], findings: Findings) -> dict[str, LevelAnatomy]:
+    """Each of L1-L4 with its heights and exclusions."""
     levels = {}
-    for name in LEVELS:
-        exclusions: list[Reason] = []
-        if name in seen and (implausible := _implausible(name, seen[name], heights.get(name))) is not None:
+    for name, label in LEVEL_IDS.items():
+        seen = label in shapes and not shapes[label].cut
+        heights = findings.heights.get(name)
+        exclusions = list(findings.exclusions.get(name, ()))
+        if seen and (implausible := _implausible(name, shapes[label], heights, exclusions)) is not None:
             exclusions.append(implausible)
-        elif name in heights:
-            fracture, note = _fracture(name, heights, step_mm)
-            exclusions.extend([fracture] if fracture else [])
-            notes.extend([note] if note else [])
-        levels[name] = LevelAnatomy(name, name in seen, tuple(exclusions), heights.get(name))
+        levels[name] = LevelAnatomy(name, seen, tuple(exclusions), heights)
     return levels
 
 
-def _implausible(name: str, shape: Shape, heights: Heights | None) -> Reason | None:
+def _implausible(name: str, shape: Shape, heights: Heights | None, found: Sequence[Reason]) -> Reason | None:
+    """An outline that is no vertebra; a body that a fracture explains is one."""
     if not VOLUME_ML[0] <= shape.volume_ml <= VOLUME_ML[1]:
         return Reason(Code.IMPLAUSIBLE_SHAPE, f"{name} has an implausible volume ({shape.volume_ml:.0f} ml).")
-    if heights is None or not BODY_HEIGHT_MM[0] <= _mean_height(heights) <= BODY_HEIGHT_MM[1]:
+    broken = Code.FRACTURE in {reason.code for reason in found}
+    if heights is None or (not broken and not BODY_HEIGHT_MM[0] <= _mean_height(heights) <= BODY_HEIGHT_MM[1]):
         return Reason(Code.IMPLAUSIBLE_SHAPE, f"No plausible vertebral body was found in {name}.")
     return None
+
+
+def _mean_height(heights: Heights) -> float:
+    return sum(h or 0.0 for h in (heights.anterior, heights.middle, heights.posterior)) / 3
 
 
 def measure_shapes(labels: LabelArray, volume: Volume) -> dict[int, Shape]:
@@ -397,70 +400,3 @@ def _bulk(mask: npt.NDArray[np.bool_], spacing_mm: Sequence[float]) -> FloatArra
 
 def _touches_edge(box: Sequence[slice], shape: Sequence[int]) -> bool:
     return any(part.start <= 0 or part.stop >= length for part, length in zip(box, shape, strict=True))
-
-
-# ---------------------------------------------------------------------------------------------------- heights
-
-
-def body_heights(labels: LabelArray, volume: Volume, label: int) -> Heights | None:
-    """Heights of one vertebral body in mm at 15, 50 and 85 % of its anterior-posterior line; None where no
-    body is found.
-
-    Measured in the vertebra's own frame (`models.crop.locate`) near its midplane, by the length of the
-    linearly interpolated mask along the superior axis, so that thick slices do not quantise it.
-    """
-    try:
-        vertebra = locate(labels, volume.affine, label)
-    except VertebraError:
-        return None
-    frame, affine = vertebra.frame, volume.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ np.array([part.start for part in vertebra.box], dtype=np.float64)
-    points = np.argwhere(vertebra.body) @ affine[:3, :3].T + affine[:3, 3]
-    local = frame.from_lps(points)  # left, posterior, superior
-    middle = local[np.abs(local[:, 0]) <= STRIP_MM]
-    if len(middle) < 20:
-        return None
-    front, back = np.percentile(middle[:, 1], [1, 99])
-    inverse = np.linalg.inv(affine)
-    mask = np.pad(vertebra.body.astype(np.float32), 1)
-    across, up = np.arange(-STRIP_MM, STRIP_MM + 0.1, 2.0), np.arange(-30.0, 30.1, 0.5)
-    heights = []
-    for quantile in BODY_QUANTILES:
-        depth = front + quantile * (back - front)
-        line = np.stack(np.meshgrid(across, [depth], up, indexing="ij"), axis=-1)[:, 0]  # [across, up, 3]
-        index = frame.to_lps(line) @ inverse[:3, :3].T + inverse[:3, 3] + 1.0
-        inside = ndimage.map_coordinates(mask, np.moveaxis(index, -1, 0), order=1)
-        heights.append(round(float(np.median(inside.sum(axis=1)) * 0.5), 1))
-    return Heights(anterior=heights[0], middle=heights[1], posterior=heights[2])
-
-
-def _fracture(name: str, heights: Mapping[str, Heights], step_mm: float) -> tuple[Reason | None, str | None]:
-    """An exclusion where the loss of height exceeds grade 2 beyond the measurement's own error; else perhaps
-    a note.
-
-    Half a slice is the error of one height, so of a ratio about 0.7 of a slice over the height.
-    """
-    own = heights[name]
-    if own.anterior is None or own.middle is None or own.posterior is None:
-        return None, None
-    others = [h for other, h in heights.items() if other != name and abs(int(other[1]) - int(name[1])) == 1]
-    tall = max(own.posterior, own.middle, own.anterior)
-    losses = {"wedge": 1 - min(own.anterior, own.posterior) / tall, "biconcave": 1 - own.middle / tall}
-    means = [_mean_height(h) for h in others]
-    if means:
-        losses["crush"] = 1 - _mean_height(own) / (sum(means) / len(means))
-    kind, loss = max(losses.items(), key=lambda item: item[1])
-    error = 0.7 * step_mm / max(tall, 1.0)
-    if loss - error >= FRACTURE_GRADE_2:
-        text = f"{name} has lost {loss:.0%} of its height ({kind}), beyond the error of {error:.0%}."
-        return Reason(Code.FRACTURE, text), None
-    if loss >= FRACTURE_GRADE_2:
-        return (
-            None,
-            f"{name}: {loss:.0%} less height ({kind}), give or take {error:.0%}: not excluded.",
-        )
-    return None, None
-
-
-def _mean_height(heights: Heights) -> float:
-    return sum(h or 0.0 for h in (heights.anterior, heights.middle, heights.posterior)) / 3

@@ -18,6 +18,7 @@ import numpy as np
 from models.attenuation import Attenuation, disc_attenuation
 from models.crop import SLABS, SagittalSlabs, Vertebra, VertebraError, locate, sagittal_slabs
 from service.dicom.reports.codes import LEVEL_NAMES
+from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
 from service.domain.result import (
     LEVELS,
@@ -30,6 +31,7 @@ from service.domain.result import (
 from service.settings import Settings
 from service.version import software_version
 from service.workflow import artefacts
+from service.workflow.rules import policy_in_force
 from worker import anatomy as anatomy_room
 from worker import pictures
 from worker.predict import Prediction, Predictor
@@ -84,6 +86,7 @@ class Pipeline:
     segmenter: Segmenter
     predictor: Predictor
     device: str
+    limits: FindingsPolicy = field(default_factory=FindingsPolicy)
 
     @classmethod
     def load(cls, settings: Settings, package: Path, segmenter: Segmenter | None = None) -> Pipeline:
@@ -91,10 +94,11 @@ class Pipeline:
 
         Raises:
             WeightsError, PackageError: a file is missing or altered; the message names it.
+            PolicyError: the site's policy cannot be used.
         """
         segmenter = segmenter or load_segmenter(weights_in_force(settings), settings.device)
         predictor = Predictor(package, settings.device)
-        return cls(segmenter, predictor, predictor.device)
+        return cls(segmenter, predictor, predictor.device, policy_in_force(settings).findings)
 
     def screen(self, request: ScreenInput) -> Measurements:
         """Measure the CT in the spool's files, the labels kept beside the pictures (the worker's screen function)."""
@@ -139,15 +143,22 @@ class Pipeline:
         seen what our networks do not. One that outlines too little to tell is no such sign.
         """
         if supplied is None:
-            return _segmented(self.segmenter, volume, watch)
+            return self._segmented(self.segmenter, volume, watch)
         try:
-            found, anatomy = _segmented(SuppliedLabels(supplied), volume, watch)
+            found, anatomy = self._segmented(SuppliedLabels(supplied), volume, watch)
             if anatomy.refusals:
                 check_complete(found.labels)
             return found, anatomy
         except SuppliedError as error:
-            found, anatomy = _segmented(self.segmenter, volume, watch)
+            found, anatomy = self._segmented(self.segmenter, volume, watch)
             return found, replace(anatomy, notes=(unused(supplied, error), *anatomy.notes))
+
+    def _segmented(self, segmenter: Segmenter, volume: Volume, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
+        with watch.stage("segment"):
+            segmentation = segmenter.segment(volume)
+        watch.seconds.update({f"segment.{name}": value for name, value in segmentation.timings_s.items()})
+        with watch.stage("anatomy"):
+            return segmentation, anatomy_room.assess(volume, segmentation, self.limits)
 
     def _predict(self, found: list[Found]) -> dict[str, Prediction]:
         if not found:
@@ -177,14 +188,6 @@ def weights_in_force(settings: Settings) -> Path | None:
         return settings.weights_dir
     imported = settings.data_dir / "weights"
     return imported if any(imported.glob("Dataset*")) else None
-
-
-def _segmented(segmenter: Segmenter, volume: Volume, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
-    with watch.stage("segment"):
-        segmentation = segmenter.segment(volume)
-    watch.seconds.update({f"segment.{name}": value for name, value in segmentation.timings_s.items()})
-    with watch.stage("anatomy"):
-        return segmentation, anatomy_room.assess(volume, segmentation)
 
 
 def _cut(volume: Volume, segmentation: Segmentation, anatomy: Anatomy) -> tuple[list[Found], dict[str, Reason]]:

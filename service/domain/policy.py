@@ -143,6 +143,44 @@ class EligibilityPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class FindingsPolicy:
+    """What a vertebra or a CT may show before it is left out; grades of fracture are Genant's own, not here."""
+
+    cobb_noted_deg: float = _threshold(
+        10.0, unit="deg", source=f"{UNVERIFIED}; scoliosis by definition", low=1, high=90
+    )
+    cobb_severe_deg: float = _threshold(
+        40.0,
+        unit="deg",
+        source=f'{UNVERIFIED}; severe. {YOSHIDA} excluded "severe scoliosis" without a number',
+        low=10,
+        high=120,
+    )
+    metal_hu: float = _threshold(2000.0, unit="HU", source=f"{UNVERIFIED}; 2000-2500", low=1000, high=3071)
+    metal_near_mm: float = _threshold(
+        5.0, unit="mm", source="our choice: a rod beside the next screw throws its streaks too", low=0, high=20
+    )
+    metal_mm3: float = _threshold(
+        50.0, unit="mm3", source="our choice: a clip, not a noisy voxel; screws measure 2500 and more", low=1, high=5000
+    )
+    cement_hu: float = _threshold(
+        800.0, unit="HU", source=f"{UNVERIFIED}; 600-1000, and above the hardest bone", low=400, high=2000
+    )
+    cement_mm3: float = _threshold(
+        300.0, unit="mm3", source="our choice, from digital patients: models/SEGMENTATION.md", low=10, high=10_000
+    )
+    sclerosis_hu: float = _threshold(
+        75.0, unit="HU", source="our choice, from digital patients: models/SEGMENTATION.md", low=20, high=1000
+    )
+    contrast_vessel_hu: float = _threshold(
+        100.0, unit="HU", source=f"{UNVERIFIED}; unenhanced blood is 30-60, muscle up to 75", low=50, high=500
+    )
+    contrast_kidney_hu: float = _threshold(
+        100.0, unit="HU", source=f"{UNVERIFIED}; unenhanced kidney is 20-50, liver up to 75", low=50, high=500
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class ReferralPolicy:
     """How measured values become a decision."""
 
@@ -225,6 +263,7 @@ class Policy:
 
     version: int = _threshold(1, unit="version", source="ours", low=1, high=10_000)
     eligibility: EligibilityPolicy = EligibilityPolicy()
+    findings: FindingsPolicy = FindingsPolicy()
     referral: ReferralPolicy = ReferralPolicy()
     pairing: PairingPolicy = PairingPolicy()
     references: tuple[Reference, ...] = field(default=(), metadata=_NOT_IN_THE_FILE)  # for real patients, as chosen
@@ -255,7 +294,12 @@ class Threshold(NamedTuple):
 
 def thresholds(policy: Policy) -> list[Threshold]:
     """Every threshold of a policy, in order, for the pages and the documentation."""
-    sections = {"eligibility.": policy.eligibility, "referral.": policy.referral, "pairing.": policy.pairing}
+    sections = {
+        "eligibility.": policy.eligibility,
+        "findings.": policy.findings,
+        "referral.": policy.referral,
+        "pairing.": policy.pairing,
+    }
     return [threshold for prefix, section in sections.items() for threshold in _thresholds(section, prefix)]
 
 

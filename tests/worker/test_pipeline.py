@@ -162,3 +162,10 @@ def test_a_spool_that_cannot_be_read_is_no_verdict_on_the_segmentation(
 ) -> None:
     with pytest.raises(OSError, match=r"gone\.dcm"):
         measure(pipeline, volume, tmp_path, tmp_path / "gone.dcm")
+
+
+def test_the_sites_limits_for_findings_reach_the_worker(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[findings]\ncobb_severe_deg = 30\n", encoding="utf-8")
+    loaded = make_pipeline(Settings(data_dir=tmp_path, policy_file=policy))
+    assert loaded.limits.cobb_severe_deg == 30.0

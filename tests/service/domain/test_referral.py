@@ -542,6 +542,14 @@ def test_cautions_stand_in_the_verdict() -> None:
     assert outcome.verdict_reasons == (thick,)
 
 
+def test_a_site_may_ask_for_more_levels() -> None:
+    found = measured(percent=50.0)
+    for name in ("L2", "L3"):
+        found = with_level(found, name, exclusions=(FRACTURE,))
+    assert codes(judge(found, policy=load_policy("[referral]\nlevels_minimum = 3"))) == [Code.TOO_FEW_LEVELS]
+    assert Code.TOO_FEW_LEVELS not in codes(judge(found))
+
+
 @pytest.mark.parametrize("patient", [DIGITAL, REAL], ids=["digital", "real"])
 def test_a_single_level_is_never_reported(patient: PatientFacts) -> None:
     found = measured(percent=50.0, hu=50.0)

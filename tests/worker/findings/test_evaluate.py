@@ -1,0 +1,79 @@
+"""The measurement counts what it says: truth beside findings, Wilson's intervals, and cases that read back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from models.phantom.patient import draw
+from worker.findings.evaluate import AILMENTS, Case, LevelCase, read, rows, settings_of, share, table, true_cobb_deg
+
+
+def level(
+    name: str, *ailments: str, percent: float = 0.0, excluded: tuple[str, ...] = (), noted: bool = False
+) -> LevelCase:
+    return LevelCase(name, ailments, percent, "wedge" if percent else "", False, excluded, noted)
+
+
+CASE = Case(
+    seed=1,
+    slice_mm=3.0,
+    labels="true",
+    ailment="fracture",
+    phase="portal",
+    found_phase="native",
+    cobb_deg=41.0,
+    found_cobb_deg=38.5,
+    refusals=(),
+    levels=(
+        level("L1", "fracture", percent=45.0, excluded=("FRACTURE",)),
+        level("L2", "fracture", percent=28.0, noted=True),
+        level("L3", "fracture", percent=15.0, excluded=("FRACTURE",)),
+        level("L4", excluded=("METAL",)),
+    ),
+)
+
+
+def test_each_finding_is_counted_against_its_own_truth() -> None:
+    counted = {row.finding: (row.found, row.positives, row.false, row.negatives) for row in rows([CASE])}
+    assert counted["fracture, grade 2-3: excluded"] == (1, 2, 0, 1)  # L3's 15 % count neither way
+    assert counted["fracture, grade 2-3: excluded or noted"] == (2, 2, 0, 1)
+    assert counted["fracture, grade 3 (40 % and more): excluded"] == (1, 1, 0, 1)
+    assert counted["metal"] == (0, 0, 1, 4)
+    assert counted["contrast medium (CTs)"] == (0, 1, 0, 0)
+    assert counted["scoliosis of 40 degrees and more (CTs)"] == (0, 1, 0, 0)
+
+
+def test_a_neighbour_of_metal_counts_neither_way() -> None:
+    beside = replace(CASE.levels[3], beside_metal=True)
+    counted = {row.finding: row for row in rows([replace(CASE, levels=(*CASE.levels[:3], beside))])}
+    assert (counted["metal"].positives, counted["metal"].negatives) == (0, 3)
+    assert counted["metal at a neighbour"].found == 1
+
+
+def test_the_interval_is_wilsons() -> None:
+    assert share(95, 100) == "95.0 (88.8-97.8)"  # Wilson 1927, by hand
+    assert share(0, 0) == "-"
+
+
+def test_cases_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "cases.jsonl"
+    file.write_text(json.dumps(asdict(CASE)) + "\n", encoding="utf-8")
+    assert read([file]) == [CASE]
+    assert "| 3 | true | 1 | -2.5 | 0.0 | 2.5 | 100.0" in table([CASE])
+
+
+def test_patients_are_drawn_from_their_seed_alone() -> None:
+    drawn = [settings_of(seed) for seed in range(700_000, 700_008)]
+    assert [ailment for ailment, _ in drawn] == list(AILMENTS)
+    assert drawn == [settings_of(seed) for seed in range(700_000, 700_008)]
+    for seed, (_, given) in enumerate(drawn, start=700_000):
+        draw(seed, **given)  # every setting is one that the phantom knows
+
+
+def test_the_true_angle_follows_the_setting() -> None:
+    assert true_cobb_deg(draw(3, cobb_deg=40.0)) == pytest.approx(40.0, abs=10.0)  # T12 bends on
+    assert true_cobb_deg(draw(3, cobb_deg=0.0)) < 8.0
