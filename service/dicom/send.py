@@ -17,6 +17,7 @@ from pydicom.uid import UID
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.transport import AssociationSocket
 
 from service.dicom.headers import HeaderError, read_facts
@@ -250,10 +251,23 @@ def _not_taken(file: _Outgoing) -> str:
 
 
 def _why_not(association: Any, host: str, port: int) -> str:
+    answer = _rejection(association)
+    if answer is None:
+        return f"no association with {host}:{port}"
+    return f"{host}:{port} rejected the association: {answer.reason_str}"
+
+
+def _rejection(association: Any) -> A_ASSOCIATE | None:
+    """The peer's A-ASSOCIATE-RJ, or None where it sent none.
+
+    One that comes back before pynetdicom's own thread has looked at the new connection closes it, is taken for a
+    connection that failed, and stays in the queue unread.
+    """
     if association.is_rejected:
-        answer = association.acceptor.primitive
-        return f"{host}:{port} rejected the association: {answer.reason_str}"
-    return f"no association with {host}:{port}"
+        rejection: A_ASSOCIATE = association.acceptor.primitive
+        return rejection
+    unread = association.dul.receive_pdu(wait=False)
+    return unread if isinstance(unread, A_ASSOCIATE) and unread.result else None
 
 
 class _Socket(AssociationSocket):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from pynetdicom.acse import ACSE
 
 from service.dicom.listener import Listener
 from service.dicom.send import SendReport, send_files
@@ -405,6 +406,20 @@ def test_command_and_data_set_must_agree(tmp_path: Path, command: dict[str, str]
 
 
 # 21
+
+
+def test_a_rejection_that_comes_back_at_once_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes the connection before pynetdicom's requestor has looked at it."""
+    ask = ACSE.send_request
+
+    def ask_and_dawdle(acse: ACSE) -> None:
+        ask(acse)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(ACSE, "send_request", ask_and_dawdle)
+    source = slice_file(tmp_path / "in")
+    with listening(tmp_path, Database(), peers=(Peer(ae_title="PACS", network="127.0.0.0/8"),)) as listener:
+        assert "Calling AE title not recognised" in send(listener, source, calling="EVIL").failed[0][1]
 
 
 def test_unknown_peers_are_rejected_and_recorded(tmp_path: Path) -> None:
