@@ -10,8 +10,8 @@ from the 300 mm slab at its own resolution (no resampling): 48 x 80 pixels, 56 m
 from 28 mm in front of the body's middle to 66 mm behind it, where most spinous processes end.
 
 The paper's network sees the midsagittal slab. Half of what a densitometer counts lies behind the body (Lee 2009, doi
-10.1359/jbmr.090224), most of that beside the midline, and hard facets alone can hide an osteoporosis (Drinka 1992,
-Calcif Tissue Int 50:507). So ours sees the whole vertebra: nine adjoining slabs, one channel each.
+10.1359/jbmr.090224), and sclerotic facets add up to 0.47 g/cm2 to a level (Drinka 1992, Calcif Tissue Int 50:507). So
+ours sees the whole vertebra: nine adjoining slabs, one channel each.
 """
 
 from collections.abc import Mapping

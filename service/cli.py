@@ -207,7 +207,10 @@ def run_dxa_import(options: argparse.Namespace) -> int:
     counts = f"{report.accepted} new, {report.duplicates} known before, {report.passed_over} passed over"
     print(f"{report.layout or 'no known layout'}, {report.rows} rows: {counts}, {len(report.refused)} refused")
     if not report.imported:
-        print("nothing was imported: mend the file, or let the good rows in with --skip-refused", file=sys.stderr)
+        way = (
+            "mend the file, or let the good rows in with --skip-refused" if report.layout else "name them by --mapping"
+        )
+        print(f"nothing was imported: {way}", file=sys.stderr)
     return 0 if report.imported else 1
 
 

@@ -59,6 +59,10 @@ class Examples:
     targets: Array  # [vertebrae, 2]: BMD g/cm2, TBS
     patients: Names
 
+    def of(self, columns: list[int]) -> "Examples":
+        """The same vertebrae with these columns alone."""
+        return Examples(self.values[:, columns], self.targets, self.patients)
+
     @property
     def folds(self) -> GroupKFold | None:
         """Folds by patient; None for one patient or hardly any vertebra."""
@@ -92,8 +96,7 @@ def compare(cohort: Cohort, chosen: Ints, folder: Path, other: tuple[Cohort, Pat
         if found is not None:
             estimates[f"gbm_{target}"] = found
     if (folder / PARAMETERS).exists():
-        account["oracle"] = _oracle(cohort, chosen, folder, other, estimates, "oracle")
-        account["midline_oracle"] = _oracle(cohort, chosen, folder, other, estimates, "midline_oracle")
+        account |= _oracles(cohort, chosen, folder, other, estimates)
     return Comparators(estimates, account)
 
 
@@ -165,26 +168,32 @@ def _ridge() -> BaseEstimator:
     )
 
 
-def _oracle(
-    cohort: Cohort,
-    chosen: Ints,
-    folder: Path,
-    other: tuple[Cohort, Path] | None,
-    estimates: dict[str, Array],
-    name: str,
+def _oracles(
+    cohort: Cohort, chosen: Ints, folder: Path, other: tuple[Cohort, Path] | None, estimates: dict[str, Array]
 ) -> dict[str, Any]:
-    """Adds `name`_bmd and `name`_tbs: boosting or ridge on the parameters, whichever cross-validates better."""
+    """Adds the estimates of both oracles; returns their accounts by name."""
     columns, values = read_parameters(folder, cohort, chosen)
-    used = [i for i, column in enumerate(columns) if name == "oracle" or not column.startswith(BESIDE)]
-    seen = Examples(values[:, used], cohort.targets[chosen].astype(np.float64), cohort.patients[chosen])
+    seen = Examples(values, cohort.targets[chosen].astype(np.float64), cohort.patients[chosen])
     learn = None
     if other is not None:
         everyone = np.arange(len(other[0].rows))
         other_columns, other_values = read_parameters(other[1], other[0], everyone)
         if other_columns != columns:
             raise ValueError(f"{other[1] / PARAMETERS} has other columns than {folder / PARAMETERS}")
-        learn = Examples(other_values[:, used], other[0].targets.astype(np.float64), other[0].patients)
-    account: dict[str, Any] = {"columns": [columns[i] for i in used], "model_bmd": None, "model_tbs": None}
+        learn = Examples(other_values, other[0].targets.astype(np.float64), other[0].patients)
+    midline = [number for number, column in enumerate(columns) if not column.startswith(BESIDE)]
+    return {
+        name: {
+            "columns": [columns[number] for number in used],
+            **_oracle(name, seen.of(used), None if learn is None else learn.of(used), estimates),
+        }
+        for name, used in (("oracle", list(range(len(columns)))), ("midline_oracle", midline))
+    }
+
+
+def _oracle(name: str, seen: Examples, learn: Examples | None, estimates: dict[str, Array]) -> dict[str, Any]:
+    """Adds `name`_bmd and `name`_tbs: boosting or ridge on the parameters, whichever cross-validates better."""
+    account: dict[str, Any] = {"model_bmd": None, "model_tbs": None}
     judged = learn or seen
     for column, target in enumerate(("bmd", "tbs")):
         if judged.folds is None:

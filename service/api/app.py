@@ -14,7 +14,7 @@ from service.api.entrance import Entrance
 from service.api.guard import Guard
 from service.api.operations import operations_router
 from service.api.routes import CSV_ROWS, api_router, csv_response
-from service.domain.access import Right
+from service.domain.access import NOBODY, Right
 from service.domain.errors import ConfigurationError
 from service.domain.policy import Policy
 from service.settings import Settings
@@ -28,7 +28,6 @@ from service.web.tries import Pace
 from service.workflow import people, reading
 from service.workflow.clock import Clock, utc_now
 
-NOBODY = "nobody"  # in the audit: somebody who could not say who they are
 SUMMARY = "Opportunistic osteoporosis screening. Investigational. Not a medical device. Confirm with DXA."
 
 

@@ -14,7 +14,8 @@ from enum import StrEnum
 from service.domain.errors import OsteogateError
 
 MAX_NAME_LENGTH = 64  # of an actor in the audit
-RESERVED_NAMES = frozenset({"osteogate", "local"})  # what the audit calls our own doing, and nobody in particular
+NOBODY = "nobody"  # in the audit: somebody who could not say who they are
+RESERVED_NAMES = frozenset({"osteogate", "local", NOBODY})  # what the audit calls our own doing, and that of no user
 
 
 class Role(StrEnum):

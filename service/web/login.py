@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.domain.access import AccessError, name_key
+from service.domain.access import NOBODY, AccessError, name_key
 from service.web.desk import Desk, by, peer_address, principal, session_rules
 from service.web.pages import Pages
 from service.web.tries import MAX_WRONG, WINDOW_SECONDS, Tries
@@ -82,7 +82,7 @@ def login_router(desk: Desk, pages: Pages) -> APIRouter:
             reading.note(
                 session,
                 at=desk.clock(),
-                actor="nobody",
+                actor=NOBODY,
                 action="login.failed",
                 subject="web" if known is None else f"user:{known}",
                 detail={},

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from models.crop import SLABS
+from models.evaluation import comparators
 from models.phantom import dxa
 from models.phantom.anatomy import LABELS
-from models.phantom.cohort import COLUMNS, draw_member, imperfect_labels, lumbar_box, make_cohort
+from models.phantom.cohort import BESIDE, COLUMNS, draw_member, imperfect_labels, lumbar_box, make_cohort
 from models.phantom.patient import draw
 from models.phantom.render import render
 from models.phantom.scanner import mineral_gain
@@ -93,6 +94,7 @@ def test_parameters_stand_beside_every_vertebra(folder: Path) -> None:
         found = list(csv.DictReader(stream))
     assert [row["level"] for row in found] == ["L1", "L2", "L3", "L4"]
     patient = draw(770_000, **SETTINGS)
+    assert comparators.BESIDE == BESIDE  # else the midline oracle would see everything
     assert float(found[1]["beside_facet_size"]) == pytest.approx(patient.vertebra("L2").facet_size, abs=1e-3)
     assert float(found[2]["depth"]) == pytest.approx(patient.vertebra("L3").depth, abs=1e-3)
     assert float(found[0]["grain_amplitude"]) == pytest.approx(patient.bone.texture.amplitude, abs=1e-3)

@@ -149,7 +149,10 @@ def test_a_dxa_that_follows_its_ct_closes_the_referral_and_an_earlier_one_does_n
         assert {(one["study_uid"], one["days"]) for one in found["pairs"]} == {(seed.REFER, 0), (seed.LATE, -22)}
         assert all("L2" not in one["levels"] for one in found["pairs"])  # the DXA left it out
         assert found["why"] == {"PAIR_NO_DXA": 10}
+        alone = {"patient_id": "NO-CT", "scan_date": "2026-11-02", **both}
+        assert site.client.post(API, json={**RESULT, **alone}).status_code == 201
         page = site.client.get("/pairing", headers={"accept": "text/html"}).text
+        assert "NO-CT" in page.partition('id="unused"')[2].partition("</section>")[0]
         assert "same day" in page
         assert "22 days earlier" in page
         assert "PAIR_NO_DXA" in page

@@ -191,7 +191,7 @@ def test_the_audit_can_be_added_to_and_nothing_else(store: Store, statement: str
     assert trail(store) == [("shell:root", "user.add", "user:Dr. Tanabe 田邊")]
 
 
-@pytest.mark.parametrize("name", ["", " ", "x" * 65, "a\nb", "key:ris", "osteogate", "LOCAL", "ｌｏｃａｌ"])
+@pytest.mark.parametrize("name", ["", " ", "x" * 65, "a\nb", "key:ris", "osteogate", "LOCAL", "ｌｏｃａｌ", "Nobody"])
 def test_what_a_name_may_not_be(name: str) -> None:
     with pytest.raises(AccessError):
         user_name(name)
