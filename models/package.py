@@ -4,10 +4,12 @@
     weights.safetensors   fp16 (batch-norm statistics fp32); with several networks a file for each
     model_card.md         for people
     config.json           the whole training configuration
+    readout.json          how the network's answers and the slabs' measures are weighed (where the package does)
     training.json         the curves
     curves.png            and their picture
 
-Format 2 names its networks (`members`); format 1, which had one network for both targets, is still read.
+Format 3 may have a readout; format 2, which names its networks (`members`), and format 1, which had one network for
+both targets, are still read.
 This module imports no torch, so that the service can list, import and promote packages. Nothing in a package is
 executable: weights are safetensors, never pickles (RULES.md 11).
 """
@@ -27,8 +29,9 @@ from safetensors.numpy import load_file, save_file
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MODEL_CARD = "model_card.md"
-FORMAT = 2
-READ_FORMATS = (1, 2)
+READOUT = "readout.json"
+FORMAT = 3
+READ_FORMATS = (1, 2, 3)
 TARGETS = ("bmd_g_cm2", "tbs")
 TestTime = Literal["none", "exchange-sides"]
 _KEEP_FP32 = ("running_mean", "running_var", "target_mean", "target_std")
@@ -91,7 +94,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             raise PackageError(f"{MANIFEST} is not a manifest: {error}") from error
         if manifest.format not in READ_FORMATS:
-            known = " and ".join(map(str, READ_FORMATS))
+            known = ", ".join(map(str, READ_FORMATS))
             raise PackageError(f"{MANIFEST} has format {manifest.format}, this program reads {known}")
         if not manifest.members:
             manifest = replace(manifest, members=(manifest.single(),))

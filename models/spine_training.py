@@ -31,7 +31,9 @@ from models.phantom.grid import Grid
 from models.phantom.patient import draw
 from models.phantom.render import body_grid, render
 from models.phantom.scanner import scan, scanner_rng
+from models.resnet50 import has_bf16
 from models.spine_unet import (
+    CHECKPOINT,
     LABEL_IDS,
     NETWORKS,
     SpineUNetConfig,
@@ -205,8 +207,10 @@ def _recolour(hu: Tensor, classes: Tensor, config: SpineUNetConfig, dice: np.ran
         hu = torch.where(bone, hu + grain * float(dice.uniform(0, 90)), hu)
     if dice.random() < 0.4:
         hu = _blur(hu, float(dice.uniform(0.3, 1.0)))
-    if dice.random() < 0.25:  # thick slices: coarse along z, then back
-        coarse = [max(4, int(hu.shape[2] * dice.uniform(0.35, 0.8))), hu.shape[3], hu.shape[4]]
+    if dice.random() < 0.4:  # thick slices: coarse along z, or a CT that is coarse all over, then back
+        sides = dice.uniform(0.55, 1.0) if dice.random() < 0.4 else 1.0
+        shares = (dice.uniform(0.35, 0.8), sides, sides)
+        coarse = [max(4, int(n * share)) for n, share in zip(hu.shape[2:], shares, strict=True)]
         hu = functional.interpolate(hu, size=coarse, mode="trilinear", align_corners=True)
         hu = functional.interpolate(hu, size=config.patch_size, mode="trilinear", align_corners=True)
     if dice.random() < 0.6:
@@ -308,10 +312,16 @@ def train(
     *,
     save_every: int,
     state: Path | None,
+    start_from: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Train one network and write it into the package `out`; `state` holds what a resumed run needs."""
+    """Train one network and write it into the package `out`; `state` holds what a resumed run needs, `start_from`
+    is a weights folder whose network is trained on.
+    """
     torch.manual_seed(run.seed)
-    network = build(config, deep_supervision=True).to(memory_format=torch.channels_last_3d)
+    network = build(config, deep_supervision=True)
+    if start_from is not None:
+        network.load_state_dict(stored_weights(start_from / config.folder))
+    network = network.to(memory_format=torch.channels_last_3d)
     optimiser = torch.optim.AdamW(network.parameters(), lr=run.learning_rate, weight_decay=1e-4)
     average = {name: value.detach().clone() for name, value in network.named_parameters()}
     first = 0
@@ -325,7 +335,7 @@ def train(
     for step, (patches, classes) in zip(range(first, run.steps), batches(cases, config, run, first), strict=False):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, run)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
             logits = network(patches.to(memory_format=torch.channels_last_3d))
         loss = loss_of(logits, classes)
         optimiser.zero_grad(set_to_none=True)
@@ -352,6 +362,12 @@ def train(
                     state,
                 )
     return averaged_weights(network, average)
+
+
+def stored_weights(folder: Path) -> Mapping[str, Tensor]:
+    """The float32 weights of a network that `write_network` wrote."""
+    checkpoint = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    return {name: value.float() for name, value in checkpoint["network_weights"].items()}
 
 
 def _update_average(average: Mapping[str, Tensor], network: nn.Module, decay: float) -> None:
@@ -381,7 +397,11 @@ def prepare_case(seed: int) -> dict[str, npt.NDArray[np.generic]]:
     if dice.random() < 0.35:
         settings["bmd_g_cm2"] = float(dice.uniform(0.5, 1.6))
     if dice.random() < 0.25:
-        settings["cobb_deg"] = float(dice.uniform(-18, 18))
+        settings["cobb_deg"] = float(dice.uniform(-30, 30))
+    if dice.random() < 0.2:
+        settings["fracture"] = f"{dice.choice(['T12', 'L1', 'L2', 'L3', 'L4'])}:{int(dice.integers(15, 50))}"
+    elif dice.random() < 0.06:
+        settings["metal"] = str(dice.choice(["L2", "L3", "L4", "L5"]))
     patient = draw(seed, **settings)
     grid = _scanner_grid(body_grid(patient, 2.0, first="T10", last="S1", margin_mm=0.0), dice)
     rendered = render(patient, grid)
@@ -479,18 +499,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training.add_argument("--seed", type=int, default=1)
     training.add_argument("--save-every", type=int, default=250)
     training.add_argument("--state", type=Path, help="a file that a stopped run resumes from")
+    training.add_argument("--start-from", type=Path, help="a weights folder whose network is trained on")
+    training.add_argument("--learning-rate", type=float, default=TrainingConfig.learning_rate)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     if given.command == "prepare":
         prepare(given.out, patients=given.patients, first_seed=given.first_seed)
         return
-    run = TrainingConfig(steps=given.steps, batch=given.batch, seed=given.seed)
+    run = TrainingConfig(steps=given.steps, batch=given.batch, seed=given.seed, learning_rate=given.learning_rate)
     cases = load_cases(given.cases, given.network)
     print(
         json.dumps({"network": given.network, "cases": len(cases), "steps": run.steps, "batch": run.batch}),
         flush=True,
     )
-    train(NETWORKS[given.network], cases, given.out, run, save_every=given.save_every, state=given.state)
+    config = NETWORKS[given.network]
+    train(config, cases, given.out, run, save_every=given.save_every, state=given.state, start_from=given.start_from)
 
 
 if __name__ == "__main__":

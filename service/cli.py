@@ -699,6 +699,11 @@ def _add_models(commands: Any) -> None:
         metavar="DIR",
         help="sets the intervals, not tenths of the first cohort",
     )
+    train.add_argument(
+        "--refit",
+        metavar="PACKAGE",
+        help="keep the networks of PACKAGE, which were trained on this cohort; only readout and intervals are fitted",
+    )
     evaluate = _command(commands, "evaluate", run_evaluate, "evaluate a model package on a cohort")
     evaluate.add_argument("--model", required=True, metavar="PACKAGE", help="a folder, an id, or 'active'")
     evaluate.add_argument("--cohort", type=Path, required=True, metavar="DIR")
@@ -722,6 +727,8 @@ def run_train(options: argparse.Namespace) -> int:
     from models.training import train_package
     from worker.predict import find_device
 
+    if options.refit:
+        return run_refit(options)
     package = train_package(
         options.cohort,
         options.out,
@@ -735,6 +742,23 @@ def run_train(options: argparse.Namespace) -> int:
     steps = package.manifest.training
     state = "finished" if package.manifest.finished else "unfinished, --resume goes on"
     print(f"{package.path}  {steps['steps_done']} of {steps['steps_planned']} steps  {state}")
+    return 0
+
+
+def run_refit(options: argparse.Namespace) -> int:
+    """`osteogate train --refit`."""
+    from models.package import ModelPackage
+    from models.training import load_configuration, refit_package
+    from worker.start import package_path
+
+    made = refit_package(
+        ModelPackage.load(package_path(options.refit)),
+        options.cohort,
+        options.out,
+        load_configuration(options.config),
+        calibration_dir=options.calibration_cohort,
+    )
+    print(f"{made.path}  the networks of {options.refit}, readout and intervals fitted anew")
     return 0
 
 

@@ -116,7 +116,7 @@ def _outcome(pipeline: Pipeline, seed: int, pictures: Path) -> PatientOutcome:
     true = dxa.measure(draw(seed)).levels
     grid = (volume.hu, volume.affine, true_labels)
     cut = [sagittal_slabs(*grid, LABEL_IDS[name], n=SLABS) for name in LEVELS]
-    by_true_mask = dict(zip(LEVELS, pipeline.predictor.predict(cut), strict=True))
+    by_true_mask = dict(zip(LEVELS, pipeline.predictor.predict(cut, LEVELS), strict=True))
     return PatientOutcome(
         seed=seed,
         levels_right=levels_right(segmentation, true_labels, volume),

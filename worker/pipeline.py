@@ -163,7 +163,7 @@ class Pipeline:
     def _predict(self, found: list[Found]) -> dict[str, Prediction]:
         if not found:
             return {}
-        predictions = self.predictor.predict([one.slabs for one in found])
+        predictions = self.predictor.predict([one.slabs for one in found], [one.level for one in found])
         return {one.level: prediction for one, prediction in zip(found, predictions, strict=True)}
 
     def _patient(self, valid: list[Prediction]) -> Prediction | None:

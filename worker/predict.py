@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from models.crop import SagittalSlabs
 from models.inputs import InputConfig, network_input
 from models.package import ModelPackage
+from models.readout import Readout
 from models.resnet50 import Floats, Precision, has_bf16, load_network
 from service.domain.errors import OsteogateError
 from worker.compiled import fastest
@@ -43,6 +45,7 @@ class Predictor:
             raise DeviceError(f"bf16 was asked for, but this machine's {self._device.type} does not compute it")
         self.precision = precision
         self.input = InputConfig.from_dict(self.package.manifest.input)
+        self.readout = Readout.of(self.package)
         network = load_network(self.package, self._device)
         self._engine = fastest(network, self._device, precision, _example(self.input))
 
@@ -68,14 +71,22 @@ class Predictor:
     def synthetic_only(self) -> bool:
         return self.package.manifest.synthetic_only
 
-    def predict(self, slabs: Sequence[SagittalSlabs] | Floats) -> list[Prediction]:
-        """One Prediction per vertebra, from its slabs or from an array [vertebrae, slabs, size, size] HU."""
+    def predict(self, slabs: Sequence[SagittalSlabs] | Floats, levels: Sequence[str]) -> list[Prediction]:
+        """One Prediction per vertebra, from its slabs or from an array [vertebrae, slabs, size, size] HU.
+
+        `levels` are the vertebrae's names; one of no known name is judged as the average of L1-L4.
+        """
         if len(slabs) == 0:
             return []
         stacked = slabs if isinstance(slabs, np.ndarray) else np.stack([one.hu for one in slabs])
-        pictures = network_input(stacked, self.input)
-        values = self._engine(pictures)
+        values: npt.NDArray[np.floating] = self.answers(stacked)
+        if self.readout is not None:
+            values = self.readout(values, list(stacked), levels)
         return [self._with_interval(float(bmd), float(tbs), levels=1) for bmd, tbs in values]
+
+    def answers(self, slabs: Floats) -> Floats:
+        """What the network alone says of [vertebrae, slabs, size, size] HU: [vertebrae, targets]."""
+        return self._engine(network_input(slabs, self.input))
 
     def patient(self, vertebrae: Sequence[Prediction]) -> Prediction:
         """The mean over the patient's usable vertebrae, as in the paper, with that mean's own interval."""

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from models.evaluation.comparators import Comparators, compare
 from models.evaluation.detection import area, detection
@@ -40,10 +39,8 @@ from models.evaluation.statistics import (
 from models.evaluation.subgroups import by_group, coverage, detection_tests
 from models.evaluation.table import Array, Names, Table
 from models.evaluation.tasks import Task, make_tasks, percent_yam
-from models.inputs import InputConfig
 from models.package import Manifest, ModelPackage
-from models.resnet50 import load_network
-from models.training import Cohort, predict_cohort, train_package
+from models.training import Cohort, estimate_cohort, train_package
 
 __all__ = [
     "Table",
@@ -76,9 +73,7 @@ def evaluate(
     """
     cohort = Cohort.read(cohort_dir)
     chosen = np.arange(len(cohort.rows)) if folds is None else cohort.where(folds)
-    config = InputConfig.from_dict(package.manifest.input)
-    device = torch.device("cpu")
-    predicted = predict_cohort(load_network(package, device), cohort, chosen, config, "fp32", device)
+    predicted = estimate_cohort(package, cohort, chosen)
     other = None if comparators_from is None else (Cohort.read(comparators_from), comparators_from)
     comparators = compare(cohort, chosen, cohort_dir, other)
     table = make_table(cohort, chosen, predicted.astype(np.float64), comparators)

@@ -19,6 +19,8 @@ from models.training.configuration import (
 )
 from models.training.loop import Run, Trained, correlation, learning_rate, predict_cohort, train
 from models.training.packaging import flatness, package_run, train_package
+from models.training.readout import estimate_cohort
+from models.training.refit import refit_package
 
 __all__ = [
     "Cohort",
@@ -30,12 +32,14 @@ __all__ = [
     "batches",
     "conformal_intervals",
     "correlation",
+    "estimate_cohort",
     "flatness",
     "known_configurations",
     "learning_rate",
     "load_configuration",
     "package_run",
     "predict_cohort",
+    "refit_package",
     "train",
     "train_package",
     "training_images",

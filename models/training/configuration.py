@@ -9,7 +9,7 @@ Three configurations ship (models/configurations):
 - `yoshida-2023-field`, the same without the black around the vertebra: 48 x 80 pixels, a sixth of the work.
 - `osteogate`, ours, and the default: one trunk for both targets, the whole vertebra in nine slabs as channels (a
   densitometer counts pedicles and facets too, and no midsagittal slab shows them), the field that a vertebra can fill,
-  a warm-up and a cosine, averaged weights of the last epoch.
+  a warm-up and a cosine, averaged weights of the last epoch, and a readout that weighs its answers with measures.
 
 A copy of either with changed lines is a configuration too.
 """
@@ -33,11 +33,13 @@ Heads = Literal["joint", "separate"]
 Schedule = Literal["cosine", "constant"]
 Calibration = Literal["split", "cross"]
 Keep = Literal["best", "last"]
+Weighing = Literal["none", "measures"]
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "heads": get_args(Heads),
     "schedule": get_args(Schedule),
     "calibration": get_args(Calibration),
     "keep": get_args(Keep),
+    "readout": get_args(Weighing),
     "precision": get_args(WantedPrecision),
     "test_time": get_args(TestTime),
 }
@@ -63,14 +65,14 @@ class MemberPlan:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The defaults are those of configurations/osteogate.json.
+    """The defaults are those of configurations/osteogate.json, which has a readout besides.
 
     Raises:
         ValueError: a setting is impossible; the text names it.
     """
 
     name: str = "reference"
-    version: str = "0.3.0"
+    version: str = "0.4.0"
     architecture: str = "resnet50"
     heads: Heads = "joint"  # "separate": a network per target
     seed: int = 1
@@ -96,6 +98,7 @@ class TrainingConfig:
     noise_hu: float = 3.0  # augmentation: standard deviation at most
     erode_share: float = 0.25  # augmentation: share of vertebrae whose mask loses its rim
     test_time: TestTime = "none"
+    readout: Weighing = "none"  # weighed with the network's answers: `models.measures`, or nothing
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -115,6 +118,8 @@ class TrainingConfig:
             raise ValueError("split calibration needs calibration_folds")
         if self.cross_folds > 1 and self.validation_folds:
             raise ValueError("with several cross_folds each has its own validation_folds: leave the list empty")
+        if self.readout == "measures" and (self.input.slabs == 1 or self.cross_folds > 1):
+            raise ValueError("measures need the whole vertebra (several slabs), and patients that no fold trains on")
         if self.keep == "best" and set(self.validation_folds) & set(self.calibration_folds):
             raise ValueError("a tenth that chooses the epoch (keep best) can't calibrate as well")
         if not all(plan.training and plan.validation for plan in self.members):

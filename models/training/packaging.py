@@ -12,12 +12,23 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from models.package import TARGETS, WEIGHTS, Manifest, Member, ModelPackage, refuse_to_overwrite, write_members
+from models.measures import NAMES
+from models.package import (
+    READOUT,
+    TARGETS,
+    WEIGHTS,
+    Manifest,
+    Member,
+    ModelPackage,
+    refuse_to_overwrite,
+    write_members,
+)
 from models.resnet50 import Floats, PackageNetwork
 from models.training.calibration import COVERAGE, conformal_intervals
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import DEFAULT, TrainingConfig, load_configuration
 from models.training.loop import CHECKPOINT_SECONDS, Trained, correlation, predict_cohort, resolved, train
+from models.training.readout import cohort_columns, weigh
 
 FLAT_SHARE = 0.2  # of the curve, at its end
 FLAT_POINTS = 5  # a line through fewer says nothing
@@ -58,7 +69,7 @@ def train_package(
     device = device or torch.device("cpu")
     config = resolved(config, device)
     cohort = Cohort.read(cohort_dir)
-    calibration = None if calibration_dir is None else _apart(Cohort.read(calibration_dir), cohort)
+    calibration = None if calibration_dir is None else apart(Cohort.read(calibration_dir), cohort)
     trained = train(
         cohort,
         config,
@@ -73,7 +84,7 @@ def train_package(
     return package_run(trained, cohort, config, out, device=device, calibration=calibration)
 
 
-def _apart(calibration: Cohort, cohort: Cohort) -> Cohort:
+def apart(calibration: Cohort, cohort: Cohort) -> Cohort:
     """The calibration cohort, where it is of the same kind and nobody in it was learned from."""
     if calibration.provenance != cohort.provenance:
         raise ValueError(f"{calibration.provenance} patients can't set the intervals of {cohort.provenance} ones")
@@ -104,6 +115,10 @@ def package_run(
     else:
         judged = np.arange(len(calibration.patients))
         predicted = predict_cohort(_together(kept, config, device), calibration, judged, config.input, "fp32", device)
+    readout = None
+    if config.readout == "measures":
+        readout = weigh(_together(kept, config, device), cohort, config, device)
+        predicted = readout.of_columns(cohort_columns(judges, judged, predicted)).astype(np.float32)
     errors = predicted - judges.targets[judged]
     files = {one.plan.name: WEIGHTS if len(config.members) == 1 else f"{one.plan.name}.safetensors" for one in kept}
     finished = len(kept) == len(config.members) and all(one.finished for one in kept)
@@ -115,7 +130,7 @@ def package_run(
         input=config.input.to_dict(),
         training=_training(trained, cohort, config, calibration),
         synthetic_only=cohort.provenance == "digital",
-        metrics={"calibration": _metrics(judged, predicted, judges)},
+        metrics={"calibration": metrics(judged, predicted, judges)},
         intervals=conformal_intervals(errors, judges.patients[judged]),
         interval_level=COVERAGE,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,6 +146,8 @@ def package_run(
         "training.json": json.dumps({"members": curves}, indent=1) + "\n",
         "curves.png": curves_png(trained),
     }
+    if readout is not None:
+        extra[READOUT] = readout.to_json()
     tensors = {files[one.plan.name]: one.network(config).tensors() for one in kept}
     return write_members(out, manifest, tensors, model_card(manifest), extra)
 
@@ -162,7 +179,7 @@ def _together(members: Sequence[Trained], config: TrainingConfig, device: torch.
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _metrics(judged: Ints, predicted: Floats, cohort: Cohort) -> dict[str, Any]:
+def metrics(judged: Ints, predicted: Floats, cohort: Cohort) -> dict[str, Any]:
     truth, hu = cohort.targets[judged], cohort.hu[judged]
     return {
         "n_vertebrae": len(judged),
@@ -333,7 +350,10 @@ def _networks(manifest: Manifest) -> str:
     head = "one joint head" if manifest.training["config"]["heads"] == "joint" else "a network per target"
     many = "" if count == 1 else f"; the mean of {count} networks"
     sides = "; the mean over both orders of the slabs" if manifest.test_time == "exchange-sides" else ""
-    return f"Trunk {manifest.architecture}, untrained start, {head}, batches of {batch}{many}{sides}."
+    weighed = ""
+    if manifest.training["config"].get("readout") == "measures":
+        weighed = f" Its answers are weighed with {len(NAMES)} measures of the same slabs and the level ({READOUT})."
+    return f"Trunk {manifest.architecture}, untrained start, {head}, batches of {batch}{many}{sides}.{weighed}"
 
 
 def _patients(manifest: Manifest, kind: str) -> str:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from models.inputs import network_input
 from models.phantom.cohort import draw_member, patient_slabs
+from models.readout import LEVELS
 from models.resnet50 import BonePredictor, Floats, NetworkConfig, load_tensors
 from worker.compiled import compile_for_cpu
 from worker.predict import Predictor
@@ -49,9 +50,10 @@ def main() -> None:
         table,
         f"{len(studies[0])} vertebrae, {channels} x {rows} x {columns}",
         {
-            f"ours ({predictor.engine})": lambda: predictor.predict(studies[0]),
+            f"ours ({predictor.engine})": lambda: predictor.answers(studies[0]),
+            "ours, measures and readout too": lambda: predictor.predict(studies[0], LEVELS),
             "eager fp32 PyTorch": lambda: eager(plain, network_input(studies[0], predictor.input)),
-            "ours, a network per target": lambda: (predictor.predict(studies[0]), predictor.predict(studies[0])),
+            "ours, a network per target": lambda: (predictor.answers(studies[0]), predictor.answers(studies[0])),
         },
     )
     full = np.random.default_rng(0).random((len(studies[0]), channels, FULL_FIELD, FULL_FIELD), dtype=np.float32)

@@ -1,0 +1,102 @@
+"""The last step of a package: the network's answers and the slabs' measures, weighed together by one linear map.
+
+A network learns texture from patients, and there are few of them; what `models.measures` reads needs none. The map is
+fitted where the network's answers are honest (`models.training.readout`) and lies in the package as readout.json, every
+weight by its name.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from models.measures import NAMES, measures
+from models.package import READOUT, TARGETS, ModelPackage, PackageError
+
+Values = npt.NDArray[np.float64]
+LEVELS = ("L1", "L2", "L3", "L4")
+COLUMNS = (*TARGETS, *NAMES, *LEVELS)  # the network's answers, the measures, which vertebra it is
+FURTHEST = 4.0  # standard deviations from the mean of those it was fitted on: nothing is extrapolated beyond
+
+
+@dataclass(frozen=True)
+class Readout:
+    """y = bias + weights . z, where z are COLUMNS in standard deviations of the vertebrae that it was fitted on."""
+
+    centre: Values  # [columns]
+    scale: Values  # [columns], above 0
+    weights: Values  # [targets, columns]
+    bias: Values  # [targets], in the targets' own units
+
+    def __call__(self, answers: npt.NDArray[Any], slabs: Sequence[npt.NDArray[Any]], levels: Sequence[str]) -> Values:
+        """The network's answers [n, targets], n slabs [slabs, size, size] HU and n levels -> [n, targets].
+
+        What cannot be measured counts as the mean; a level that is none of LEVELS as a vertebra of unknown name.
+        """
+        return self.of_columns(columns(answers, slabs, levels))
+
+    def of_columns(self, values: Values) -> Values:
+        """[n, columns] -> [n, targets]."""
+        away = (values - self.centre) / self.scale
+        found: Values = self.bias + np.nan_to_num(np.clip(away, -FURTHEST, FURTHEST)) @ self.weights.T
+        return found
+
+    @classmethod
+    def of(cls, package: ModelPackage) -> Self | None:
+        """The package's readout, if it has one.
+
+        Raises:
+            PackageError: its columns are not those that this program computes.
+        """
+        if READOUT not in package.manifest.files:
+            return None
+        return cls.from_json((package.path / READOUT).read_text(encoding="utf-8"), package.path / READOUT)
+
+    @classmethod
+    def from_json(cls, text: str, source: Path) -> Self:
+        """Read what `to_json` wrote; `source` is for the error's text."""
+        try:
+            stored = json.loads(text)
+            by_name: Mapping[str, Mapping[str, Any]] = stored["columns"]
+            if set(by_name) != set(COLUMNS):
+                raise ValueError(f"its columns differ: {', '.join(sorted(set(by_name) ^ set(COLUMNS))[:3])}")
+            table = [by_name[name] for name in COLUMNS]
+            made = cls(
+                centre=np.array([float(one["centre"]) for one in table]),
+                scale=np.array([float(one["scale"]) for one in table]),
+                weights=np.array([[float(one[target]) for one in table] for target in TARGETS]),
+                bias=np.array([float(stored["bias"][target]) for target in TARGETS]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise PackageError(f"{source} is not a readout of this program: {error}") from error
+        if not all(np.isfinite(values).all() for values in (made.centre, made.scale, made.weights, made.bias)):
+            raise PackageError(f"{source} holds a value that is no number")
+        if (made.scale <= 0).any():
+            raise PackageError(f"{source} holds a scale that is not above 0")
+        return made
+
+    def to_json(self) -> str:
+        """Every column by its name: its mean, its standard deviation, and what one of them adds to each target."""
+        table = {
+            name: {
+                "centre": float(self.centre[number]),
+                "scale": float(self.scale[number]),
+                **{target: float(self.weights[row, number]) for row, target in enumerate(TARGETS)},
+            }
+            for number, name in enumerate(COLUMNS)
+        }
+        bias = {target: float(self.bias[row]) for row, target in enumerate(TARGETS)}
+        return json.dumps({"bias": bias, "columns": table}, indent=1, allow_nan=False) + "\n"
+
+
+def columns(answers: npt.NDArray[Any], slabs: Sequence[npt.NDArray[Any]], levels: Sequence[str]) -> Values:
+    """[n, columns]: the network's answers, the measures, and 1 under the vertebra's own level."""
+    if not len(answers) == len(slabs) == len(levels):
+        raise ValueError(f"{len(answers)} answers for {len(slabs)} vertebrae and {len(levels)} levels")
+    measured = np.array([measures(one) for one in slabs]).reshape(len(slabs), len(NAMES))
+    named = np.array([[float(level == one) for one in LEVELS] for level in levels]).reshape(len(levels), len(LEVELS))
+    return np.concatenate([np.asarray(answers, dtype=np.float64), measured, named], axis=1)

@@ -1,0 +1,109 @@
+"""Fitting a package's readout, in two steps, so that no answer is weighed where it was learned by heart.
+
+1. Measures alone -> targets, by ridge regression on the patients that trained the network (the measures did not
+   learn from them).
+2. The network's answers and those estimates -> targets, by ridge regression on the patients that it never trained on.
+
+Both are linear, and so is what they make together: one map (`models.readout`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import RidgeCV
+from threadpoolctl import threadpool_limits
+
+from models.inputs import InputConfig
+from models.package import TARGETS, ModelPackage
+from models.readout import COLUMNS, Readout, Values, columns
+from models.resnet50 import Floats, PackageNetwork, load_network
+from models.training.cohort import Cohort, Ints
+from models.training.configuration import TrainingConfig
+from models.training.loop import predict_cohort
+
+PENALTIES = np.logspace(-2, 4, 13)
+FEWEST = 20  # vertebrae for either step
+ANSWERS = len(TARGETS)
+
+
+@dataclass(frozen=True)
+class Line:
+    """y = bias + weights . z of standardised columns."""
+
+    weights: Values
+    bias: float
+
+
+def estimate_cohort(
+    package: ModelPackage, cohort: Cohort, chosen: Ints, device: torch.device | None = None, *, variant: int = 0
+) -> Floats:
+    """The package's estimates [chosen, targets], as prediction gives them."""
+    device = device or torch.device("cpu")
+    config = InputConfig.from_dict(package.manifest.input)
+    network = load_network(package, device)
+    answers = predict_cohort(network, cohort, chosen, config, "fp32", device, variant=variant)
+    readout = Readout.of(package)
+    if readout is None:
+        return answers
+    weighed: Floats = readout.of_columns(cohort_columns(cohort, chosen, answers, variant=variant)).astype(np.float32)
+    return weighed
+
+
+def weigh(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, device: torch.device) -> Readout:
+    """The readout of a network that was trained on the cohort: see `models.training.readout`.
+
+    The measures are learned from every outline of the training patients, rough ones too; the network's share from the
+    patients that it never trained on, with the outlines that it will be judged by.
+    """
+    plan = config.members[0]
+    learned, unseen = cohort.where(plan.training), cohort.where(plan.validation)
+    nothing = np.full((len(learned), len(TARGETS)), np.nan, dtype=np.float32)  # the network knows them by heart
+    variants = cohort.slabs.shape[1]
+    seen = np.concatenate([cohort_columns(cohort, learned, nothing, variant=one) for one in range(variants)])
+    answers = predict_cohort(network, cohort, unseen, config.input, "fp32", device)
+    return fit_readout(
+        seen, np.tile(cohort.targets[learned], (variants, 1)), cohort_columns(cohort, unseen, answers),
+        cohort.targets[unseen],
+    )  # fmt: skip
+
+
+def cohort_columns(cohort: Cohort, chosen: Ints, answers: Floats, *, variant: int = 0) -> Values:
+    """The readout's columns for these vertebrae, with the network's answers for them."""
+    slabs = [cohort.slabs[index, variant] for index in chosen]
+    return columns(answers, slabs, [cohort.rows[index]["level"] for index in chosen])
+
+
+def fit_readout(learned: Values, learned_truth: Floats, unseen: Values, unseen_truth: Floats) -> Readout:
+    """From columns of vertebrae that the network trained on, and of some that it never did; truth [n, targets].
+
+    Raises:
+        ValueError: there are too few of either.
+    """
+    if min(len(learned), len(unseen)) < FEWEST:
+        raise ValueError(f"a readout needs {FEWEST} vertebrae to learn from and {FEWEST} unseen ones at least")
+    together = np.concatenate([learned, unseen])
+    together[:, np.isnan(together).all(axis=0)] = 0.0  # of no vertebra: it will weigh nothing
+    centre, spread = np.nanmean(together, axis=0), np.nanstd(together, axis=0)
+    plain = Readout(centre, np.where(spread > 0, spread, 1.0), np.eye(len(COLUMNS)), np.zeros(len(COLUMNS)))
+    learned, unseen = plain.of_columns(learned), plain.of_columns(unseen)
+    measured = [_ridge(learned[:, ANSWERS:], learned_truth[:, row]) for row in range(ANSWERS)]
+    estimates = np.stack([unseen[:, ANSWERS:] @ line.weights + line.bias for line in measured], axis=1)
+    weights, bias = np.zeros((ANSWERS, len(COLUMNS))), np.zeros(ANSWERS)
+    for row in range(ANSWERS):
+        line = _ridge(np.concatenate([unseen[:, :ANSWERS], estimates], axis=1), unseen_truth[:, row])
+        shares = line.weights[ANSWERS:]
+        weights[row, :ANSWERS] = line.weights[:ANSWERS]
+        weights[row, ANSWERS:] = sum(share * one.weights for share, one in zip(shares, measured, strict=True))
+        bias[row] = line.bias + sum(share * one.bias for share, one in zip(shares, measured, strict=True))
+    return Readout(plain.centre, plain.scale, weights, bias)
+
+
+def _ridge(values: Values, truth: npt.NDArray[np.floating]) -> Line:
+    """The penalty by leave-one-out; columns are brought to one scale for it and back again."""
+    scale = values.std(axis=0)
+    scale[scale == 0] = 1.0
+    with threadpool_limits(1):  # a few hundred rows: threads that wait for each other cost more than they do
+        fitted = RidgeCV(PENALTIES).fit(values / scale, truth.astype(np.float64))
+    return Line(fitted.coef_ / scale, float(fitted.intercept_))

@@ -1,0 +1,170 @@
+"""The readout weighs the network's answers with the measures; it is fitted where the answers are honest."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.measures import NAMES
+from models.package import READOUT, ModelPackage, PackageError
+from models.readout import COLUMNS, FURTHEST, LEVELS, Readout, columns
+from models.training import Cohort, TrainingConfig, estimate_cohort, refit_package, train_package
+from models.training.readout import fit_readout
+from tests.models.tiny import INPUT, tiny_cohort, tiny_config
+
+HERE = Path("readout.json")
+SEEN = INPUT.to_dict() | {"slabs": 3}
+RUN = {"epochs": 1, "keep": "last", "validation_folds": [7, 8, 9], "calibration_folds": [7, 8, 9], "input": SEEN}
+
+
+def any_readout(seed: int = 0) -> Readout:
+    draw = np.random.default_rng(seed)
+    count = len(COLUMNS)
+    return Readout(
+        draw.normal(size=count), draw.uniform(0.5, 2.0, count), draw.normal(size=(2, count)), draw.normal(size=2)
+    )
+
+
+def test_it_survives_the_package() -> None:
+    made = any_readout()
+    read = Readout.from_json(made.to_json(), HERE)
+    assert all(np.array_equal(getattr(made, f.name), getattr(read, f.name)) for f in dataclasses.fields(Readout))
+
+
+def test_what_cannot_be_measured_counts_as_the_mean_and_nothing_is_extrapolated() -> None:
+    readout = any_readout()
+    middle = readout.centre[None]
+    assert np.allclose(readout.of_columns(middle), readout.bias)
+    assert np.allclose(readout.of_columns(np.full((1, len(COLUMNS)), np.nan)), readout.bias)
+    far, further = middle.copy(), middle.copy()
+    far[0, 5] += FURTHEST * readout.scale[5]
+    further[0, 5] += 1e6
+    assert np.allclose(readout.of_columns(far), readout.of_columns(further))
+    assert not np.allclose(readout.of_columns(far), readout.bias)
+
+
+def test_a_level_of_no_known_name_lies_between_the_named_ones() -> None:
+    answers = np.ones((5, 2))
+    slabs = [np.full((3, 48, 48), 100.0)] * 5
+    table = columns(answers, slabs, [*LEVELS, "L6"])
+    assert table.shape == (5, 2 + len(NAMES) + 4)
+    assert np.array_equal(table[:, -4:], np.vstack([np.eye(4), np.zeros(4)]))
+    with pytest.raises(ValueError, match="5 answers for 5 vertebrae and 1 levels"):
+        columns(answers, slabs, ["L1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda stored: stored["columns"].pop("core_sd"), "core_sd"),
+        (lambda stored: stored["columns"].update(unheard_of=stored["columns"]["core_sd"]), "unheard_of"),
+        (lambda stored: stored["columns"]["core_sd"].update(scale=0.0), "not above 0"),
+        (lambda stored: stored["columns"]["core_sd"].update(tbs="much"), "much"),
+        (lambda stored: stored["columns"]["core_sd"].update(tbs=float("nan")), "no number"),
+        (lambda stored: stored.pop("bias"), "bias"),
+    ],
+)
+def test_a_damaged_one_is_refused_by_name(change, named: str) -> None:  # type: ignore[no-untyped-def]
+    stored = json.loads(any_readout().to_json())
+    change(stored)
+    with pytest.raises(PackageError, match=named):
+        Readout.from_json(json.dumps(stored), HERE)
+
+
+def test_answers_learned_by_heart_are_not_trusted() -> None:
+    """On the training patients the answers are perfect, on others worthless; the measures tell a part of the truth."""
+    draw = np.random.default_rng(1)
+
+    def vertebrae(count: int, honest: bool) -> tuple[np.ndarray, np.ndarray]:
+        table = draw.normal(size=(count, len(COLUMNS)))
+        truth = table[:, 5:7] * 0.1 + draw.normal(size=(count, 2)) * 0.02 + [1.0, 1.3]
+        table[:, :2] = draw.normal(size=(count, 2)) if honest else truth
+        return table, truth.astype(np.float32)
+
+    readout = fit_readout(*vertebrae(400, honest=False), *vertebrae(120, honest=True))
+    table, truth = vertebrae(400, honest=True)
+    assert np.abs(readout.weights[:, :2]).max() < 0.02  # g/cm2 and TBS a standard deviation; the measures have 0.1
+    found = readout.of_columns(table)
+    assert all(np.corrcoef(found[:, row], truth[:, row])[0, 1] > 0.95 for row in (0, 1))
+
+
+def test_good_answers_carry_the_weight() -> None:
+    draw = np.random.default_rng(2)
+    table = draw.normal(size=(300, len(COLUMNS)))
+    truth = (table[:, :2] * 0.15 + [1.0, 1.3]).astype(np.float32)
+    readout = fit_readout(table[:200], truth[:200], table[200:], truth[200:])
+    found = readout.of_columns(table[200:])
+    assert np.abs(found - truth[200:]).max() < 0.02
+    with pytest.raises(ValueError, match="20 vertebrae"):
+        fit_readout(table[:200], truth[:200], table[:5], truth[:5])
+
+
+# --- in a package -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tiny_cohort(tmp_path_factory.mktemp("tiny") / "cohort", patients=20)
+
+
+@pytest.fixture(scope="module")
+def package(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    config = TrainingConfig.from_dict(tiny_config(**RUN).to_dict() | {"readout": "measures"})
+    return train_package(folder, tmp_path_factory.mktemp("made") / "weighed", config)
+
+
+def test_a_package_estimates_with_its_readout(folder: Path, package: ModelPackage) -> None:
+    cohort = Cohort.read(folder)
+    rows = np.arange(12)
+    readout = Readout.of(package)
+    assert readout is not None
+    assert READOUT in package.manifest.files
+    weighed = estimate_cohort(package, cohort, rows)
+    answers = estimate_cohort(without_readout(package), cohort, rows)
+    levels = [cohort.rows[row]["level"] for row in rows]
+    assert np.allclose(weighed, readout(answers, [cohort.slabs[row, 0] for row in rows], levels), atol=1e-6)
+    assert not np.allclose(weighed, answers, atol=1e-3)
+    assert f"weighed with {len(NAMES)} measures" in package.model_card()
+
+
+def without_readout(package: ModelPackage) -> ModelPackage:
+    files = {name: sha for name, sha in package.manifest.files.items() if name != READOUT}
+    return dataclasses.replace(package, manifest=dataclasses.replace(package.manifest, files=files))
+
+
+def test_refitting_finds_the_same_readout_and_trains_nothing(
+    folder: Path, package: ModelPackage, tmp_path: Path
+) -> None:
+    told = TrainingConfig.from_dict(package.manifest.training["config"])
+    again = refit_package(package, folder, tmp_path / "again", dataclasses.replace(told, version="9.9.9"))
+    first, second = Readout.of(package), Readout.of(again)
+    assert first is not None
+    assert second is not None
+    assert np.allclose(first.weights, second.weights, atol=1e-3)  # the stored network is rounded to fp16
+    assert again.manifest.training["networks_from"]["sha256"] == package.sha256
+    assert again.manifest.files["weights.safetensors"] == package.manifest.files["weights.safetensors"]
+    assert again.name.endswith("9.9.9")
+    plain = refit_package(again, folder, tmp_path / "plain", dataclasses.replace(told, readout="none"))
+    assert Readout.of(plain) is None
+
+
+def test_refitting_refuses_another_cohort_or_another_network(
+    folder: Path, package: ModelPackage, tmp_path: Path
+) -> None:
+    told = TrainingConfig.from_dict(package.manifest.training["config"])
+    others = tiny_cohort(tmp_path / "others", patients=21)
+    with pytest.raises(ValueError, match="is not the cohort"):
+        refit_package(package, others, tmp_path / "out", told)
+    with pytest.raises(ValueError, match="more than version and readout"):
+        refit_package(package, folder, tmp_path / "out", dataclasses.replace(told, epochs=2))
+    with pytest.raises(PackageError, match="never overwritten"):
+        refit_package(package, folder, package.path, told)
+
+
+def test_a_readout_needs_the_whole_vertebra_and_unseen_patients() -> None:
+    with pytest.raises(ValueError, match="whole vertebra"):
+        TrainingConfig.from_dict({"readout": "measures", "input": INPUT.to_dict() | {"slabs": 1}})
