@@ -13,7 +13,7 @@ from worker.pipeline import Pipeline, ScreenInput
 from worker.segmentation import SuppliedLabels
 
 SHIPPED_PACKAGES = Path(__file__).resolve().parent.parent / "models" / "packages"
-REFERENCE = "reference-0.3.0"
+REFERENCE = "reference-0.4.0"
 
 
 def packages() -> list[ModelPackage]:
