@@ -13,7 +13,7 @@ from datetime import datetime
 
 from service.domain.reasons import Code
 from service.domain.result import Interval
-from service.domain.states import DeliveryState, ReferralState, ReportState, StudyState
+from service.domain.states import DeliveryState, DxaReportState, ReferralState, ReportState, StudyState
 from service.workflow.reading import (
     Address,
     DestinationLine,
@@ -95,6 +95,15 @@ OBJECT_VERDICTS = {
     Code.OWN_OUTPUT: Chip("quiet", "ours, came back: ignored"),
     Code.SEGMENTATION_USED: Chip("chosen", "segmentation used"),
     Code.SEGMENTATION_NOT_USED: Chip("quiet", "segmentation not used"),
+    Code.DXA_ACCEPTED: Chip("chosen", "DXA result stored"),
+    Code.DXA_DUPLICATE: Chip("quiet", "DXA result known before"),
+}
+
+DXA_REPORTS = {
+    DxaReportState.WAITING: Chip("quiet", "to be read"),
+    DxaReportState.ACCEPTED: Chip("chosen", "stored"),
+    DxaReportState.DUPLICATE: Chip("quiet", "known before"),
+    DxaReportState.REFUSED: Chip("refused", "refused"),
 }
 
 WHY_UNPAIRED = {
