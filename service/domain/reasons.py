@@ -114,6 +114,12 @@ class Code(StrEnum):
     PAIR_AMBIGUOUS = "PAIR_AMBIGUOUS"
     PAIR_NEARER_CT = "PAIR_NEARER_CT"
 
+    # A scanner that has changed (service.domain.drift)
+    DRIFT_FAT_HU = "DRIFT_FAT_HU"
+    DRIFT_MUSCLE_HU = "DRIFT_MUSCLE_HU"
+    DRIFT_VESSEL_HU = "DRIFT_VESSEL_HU"
+    DRIFT_FLAG_RATE = "DRIFT_FLAG_RATE"
+
     # Work
     QUARANTINED = "QUARANTINED"
 
