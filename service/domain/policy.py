@@ -286,7 +286,7 @@ class MonitoringPolicy:
         high=1,
     )
     ewma_limit_sd: float = _threshold(
-        4.0,
+        4.5,
         unit="standard deviations of the average",
         source="our choice instead of the usual 3, for three tissues of every scanner are watched: "
         "tests/service/domain/test_drift.py measures what it costs",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from service.domain.monitoring import Estimate
 from service.domain.reasons import Code
 from service.domain.result import Interval
 from service.domain.states import DeliveryState, DxaReportState, ReferralState, ReportState, StudyState
@@ -199,6 +200,13 @@ def ago(value: datetime, now: datetime) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A figure, or a dash where nothing was measured."""
     return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def estimate(told: Estimate, digits: int, percent: bool) -> str:
+    """A figure with its interval, "0.012 (−0.003 to 0.027)" or "62 % (48–74)"."""
+    scale, unit = (100, "\u00a0%") if percent else (1, "")
+    low, high = told.low * scale, told.high * scale
+    return f"{number(told.value * scale, digits)}{unit} ({interval((low, high), digits)})"
 
 
 def interval(value: Interval | Sequence[float] | None, digits: int = 2) -> str:
