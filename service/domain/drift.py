@@ -24,6 +24,7 @@ TISSUES: Mapping[str, Code] = {
     "vessel": Code.DRIFT_VESSEL_HU,
 }
 LEAST_SD_HU = 2.0  # steadier than that no tissue of different people is
+CALM_AGAIN = 0.5  # of the limit: an excursion ends well within it, so that an alert does not come and go
 ODD_SD = 3.5  # what one study counts for at the most
 
 
@@ -126,7 +127,7 @@ def _chart(tissue: str, studies: Sequence[Observation], policy: MonitoringPolicy
         odd = max(-ODD_SD * sd, min(ODD_SD * sd, value - mean))
         now += policy.ewma_weight * (mean + odd - now)
         limit = _limit(number, sd, needed, policy)
-        if abs(now - mean) <= limit:
+        if abs(now - mean) <= (limit if since is None else limit * CALM_AGAIN):
             since, count = None, 0
         else:
             excursions += since is None

@@ -115,7 +115,7 @@ def _accepted(
     if taken.duplicate:
         text = "The same DXA result was stored before: nothing changed."
         return DxaReportState.DUPLICATE, (Reason(Code.DXA_DUPLICATE, text),), taken.id
-    text = f"DXA of {', '.join(scan.included)} on {scan.scan_date} ({scan.manufacturer} {scan.model}): stored."
+    text = f"DXA of {', '.join(scan.included)} on {scan.scan_date} ({scan.manufacturer}, {scan.model}): stored."
     return DxaReportState.ACCEPTED, (Reason(Code.DXA_ACCEPTED, text),), taken.id
 
 
