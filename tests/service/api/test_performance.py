@@ -38,7 +38,7 @@ def test_the_answer_holds_every_figure_and_no_patient(site: Installation) -> Non
     assert figures["mean_error"]["value"] == pytest.approx(0.1, abs=0.03)
     assert len(figures["thirds"]) == 3
     shifted, other = document["scanners"]
-    assert {alert["reason"]["code"] for alert in shifted["alerts"]} == {DRIFTED}
+    assert DRIFTED in {alert["reason"]["code"] for alert in shifted["alerts"]}
     assert other["alerts"] == []
     assert other["charts"][0]["mean_hu"] is None
     assert document["reminder"] == {
