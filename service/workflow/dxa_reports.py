@@ -57,6 +57,8 @@ def read_waiting(store: Store, spool: Path, clock: Clock, window_days: int) -> i
     for report_id in waiting:
         try:
             done += _read_one(store, spool, report_id, clock, window_days)
+        except OSError as error:
+            log.warning("report %d waits, for its file cannot be read: %s", report_id, error)
         except Exception:
             log.exception("report %d could not be read now; tried again in the next round", report_id)
     return done
