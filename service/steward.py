@@ -1,4 +1,5 @@
-"""The steward: closes quiet studies, takes back jobs whose worker is gone, rings the bell for what waits.
+"""The steward: closes quiet studies, takes back jobs whose worker is gone, rings the bell for what waits, and reads
+the structured reports that may hold a DXA result.
 
 Beside it, each in a thread of its own, the scribe makes the DICOM objects of the results and one courier for each
 destination delivers them: a slow report or a destination that hangs delays no closing of studies.
@@ -17,7 +18,7 @@ from service.courier import Courier
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow import reporting, screening, work
+from service.workflow import dxa_reports, reporting, screening, work
 from service.workflow.bell import Ring
 from service.workflow.clock import Clock, utc_now
 from service.workflow.model import shipped_model_key
@@ -29,7 +30,7 @@ LEAVE_SECONDS = 5.0  # a send in flight may end within this time; docker and `os
 
 
 class Steward:
-    """One loop over three steps; a step that fails is logged and stops no other."""
+    """One loop over a few steps; a step that fails is logged and stops no other."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Steward:
 
     def step(self) -> None:
         """One round."""
-        for task in (self._close_quiet_studies, self._reconcile, self._ring_for_waiting):
+        for task in (self._close_quiet_studies, self._reconcile, self._ring_for_waiting, self._read_dxa_reports):
             try:
                 task()
             except Exception:
@@ -87,6 +88,10 @@ class Steward:
                 continue
             if closed:
                 log.info("steward: study %s closed", study_uid)
+
+    def _read_dxa_reports(self) -> None:
+        window_days = self._policy.pairing.window_days
+        dxa_reports.read_waiting(self._store, self._settings.spool_dir, self._clock, window_days)
 
     def _reconcile(self) -> None:
         with self._store.transaction() as session:

@@ -113,6 +113,7 @@ def assess(volume: Volume, segmentation: Segmentation, policy: FindingsPolicy | 
         lumbar_count=_lumbar_count(shapes),
         cobb_deg=findings.cobb_deg,
         contrast=findings.contrast,
+        reference_hu=findings.reference_hu,
         notes=tuple(notes),
         refusals=tuple(refusals),
     )

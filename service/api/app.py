@@ -13,6 +13,7 @@ from service.api.dxa import dxa_router
 from service.api.entrance import Entrance
 from service.api.guard import Guard
 from service.api.operations import operations_router
+from service.api.performance import performance_router
 from service.api.routes import CSV_ROWS, api_router, csv_response
 from service.domain.access import NOBODY, Right
 from service.domain.errors import ConfigurationError
@@ -24,9 +25,11 @@ from service.web.desk import Desk, Needs, software
 from service.web.dxa import dxa_page_router
 from service.web.login import login_router
 from service.web.pages import STATIC, Pages, page_router
+from service.web.performance import performance_page_router
 from service.web.tries import Pace
 from service.workflow import people, reading
 from service.workflow.clock import Clock, utc_now
+from service.workflow.watching import Lookout
 
 SUMMARY = "Opportunistic osteoporosis screening. Investigational. Not a medical device. Confirm with DXA."
 
@@ -34,7 +37,7 @@ SUMMARY = "Opportunistic osteoporosis screening. Investigational. Not a medical 
 def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock = utc_now) -> FastAPI:
     """Pages and API of one installation; opens nothing until the first request."""
     desk = Desk(settings, store, policy, clock)
-    pages = Pages(desk, Forms())
+    pages, lookout = Pages(desk, Forms()), Lookout(policy.monitoring)
     app = FastAPI(
         title="Osteogate",
         summary=SUMMARY,
@@ -45,9 +48,11 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
     )
     app.include_router(api_router(desk))
     app.include_router(dxa_router(desk))
-    app.include_router(operations_router(desk))
-    app.include_router(page_router(desk, pages))
+    app.include_router(operations_router(desk, lookout))
+    app.include_router(performance_router(desk, lookout))
+    app.include_router(page_router(desk, pages, lookout))
     app.include_router(dxa_page_router(desk, pages))
+    app.include_router(performance_page_router(desk, pages, lookout))
     app.include_router(login_router(desk, pages))
 
     @app.get("/api/docs", include_in_schema=False, dependencies=[Depends(Needs(Right.READ))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -14,15 +14,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.api.problems import problem_response
 from service.api.schemas import Check, Health
 from service.domain.access import Right
+from service.domain.drift import TISSUES, Alert
+from service.domain.reasons import Code
 from service.settings import MIB
 from service.web.desk import Desk, Needs
-from service.workflow import reading
+from service.workflow import dxa_reports, reading
 from service.workflow.reading import Gauges, Outbox
+from service.workflow.watching import Lookout
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def operations_router(desk: Desk) -> APIRouter:
+def operations_router(desk: Desk, lookout: Lookout) -> APIRouter:
     """Routes for machines that watch this one."""
     router = APIRouter(tags=["operations"])
 
@@ -47,10 +50,14 @@ def operations_router(desk: Desk) -> APIRouter:
         with desk.store.reading() as session:
             gauges = reading.gauges(session)
             outbox = reading.outbox(session, desk.settings.destinations)
+            alerts = lookout.alerts(session)
+            reports = dxa_reports.counts(session)
         now = desk.clock()
         lines = [
             *_lines(gauges, _age_s(gauges.oldest_waiting_at, now), _free_bytes(desk.settings.spool_dir)),
             *_outbox_lines(outbox, now),
+            *_drift_lines(alerts),
+            *_family("osteogate_dxa_reports", "Received structured reports by what became of them", reports, "state"),
         ]
         return PlainTextResponse("\n".join(lines) + "\n", media_type=METRICS_TYPE)
 
@@ -101,6 +108,13 @@ def _outbox_lines(outbox: Outbox, now: datetime) -> Iterator[str]:
     yield from _family("osteogate_outbox_waiting", "Objects a destination does not hold yet", waiting, "destination")
     yield from _family("osteogate_outbox_failing", "Waiting objects that were tried already", failing, "destination")
     yield from _family("osteogate_outbox_oldest_waiting_seconds", "Age of the oldest of them", oldest, "destination")
+
+
+def _drift_lines(alerts: Sequence[Alert]) -> Iterator[str]:
+    """How many scanners stand beyond each limit; the codes are always there, so that a rule can be written."""
+    codes = (*TISSUES.values(), Code.DRIFT_FLAG_RATE)
+    standing = {code.value: sum(alert.reason.code is code for alert in alerts) for code in codes}
+    yield from _family("osteogate_drift_alerts", "Scanners that seem to have changed", standing, "code")
 
 
 def _age_s(since: datetime | None, now: datetime) -> float:

@@ -129,11 +129,7 @@ def api_router(desk: Desk) -> APIRouter:
         result_id: Annotated[int | None, Query(ge=1, le=MAX_ID, description="an earlier result of the study")] = None,
     ) -> JSONResponse:
         """result.json: of the screening, or the not-assessable one of a study that no series qualified."""
-        detail = desk.study(request, study_uid, seen_as="result.view", result_id=result_id)
-        document = detail.document
-        if document is None:
-            state = detail.intake.state
-            raise HTTPException(404, f"No result yet: the study is {state.value}.")
+        document = desk.document(request, study_uid, result_id=result_id)
         return JSONResponse(dict(document))  # as stored: what a newer version added stays in
 
     @router.post(

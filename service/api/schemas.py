@@ -383,6 +383,14 @@ class ResultPatient(Shape):
     reference: ResultReference | None
 
 
+class ResultReferenceHu(Shape):
+    """HU of tissues that tell about the scanner, not about the bone."""
+
+    vessel: float | None
+    muscle: float | None
+    fat: float | None
+
+
 class ResultAnatomy(Shape):
     """The spine as found."""
 
@@ -390,6 +398,7 @@ class ResultAnatomy(Shape):
     numbering: Literal["certain", "uncertain"]
     cobb_deg: float | None
     contrast: str | None
+    reference_hu: ResultReferenceHu | None = None  # absent in results of earlier versions
     notes: tuple[str, ...]
 
 

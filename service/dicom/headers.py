@@ -78,6 +78,20 @@ def read_facts(source: Path | BytesIO | Dataset, transfer_syntax_uid: str | None
         raise HeaderError(f"header can't be read: {type(error).__name__}") from error
 
 
+def read_header(path: Path, keywords: tuple[str, ...]) -> Header:
+    """These elements of a Part 10 file, up to its pixels. Raises HeaderError, or OSError where there is no file."""
+    try:
+        with BoundedFile(path) as stream:
+            meta = read_file_meta(stream)
+            return Header(_read(stream, meta, lambda tag, _vr, _length: tag >= min(PIXEL_TAGS), keywords))
+    except OSError:
+        raise
+    except RecursionError as error:
+        raise HeaderError("sequences are nested too deeply") from error
+    except Exception as error:  # pydicom raises nearly anything on broken bytes
+        raise HeaderError(f"it can't be read: {type(error).__name__}") from error
+
+
 def _from_dataset(dataset: Dataset, syntax: str | None) -> InstanceFacts:
     meta = getattr(dataset, "file_meta", None)
     syntax = syntax or str(getattr(meta, "TransferSyntaxUID", None) or syntaxes.EXPLICIT_VR_LITTLE_ENDIAN)

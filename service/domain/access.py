@@ -35,13 +35,14 @@ class Right(StrEnum):
     OPERATE = "operate"  # measure again, send again, retry a destination
     DXA = "dxa"  # bring DXA results in
     AUDIT = "audit"  # read who did what
+    WATCH = "watch"  # how the model does, and whether a scanner has changed
 
 
 GRANTS: Mapping[Role, frozenset[Right]] = {
     Role.VIEWER: frozenset({Right.READ}),
-    Role.CLINICIAN: frozenset({Right.READ, Right.REFER, Right.DXA}),
+    Role.CLINICIAN: frozenset({Right.READ, Right.REFER, Right.DXA, Right.WATCH}),
     Role.PACS_ADMIN: frozenset({Right.READ, Right.OPERATE, Right.AUDIT}),
-    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.AUDIT}),
+    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.AUDIT, Right.WATCH}),
 }
 
 

@@ -258,6 +258,52 @@ class PairingPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class MonitoringPolicy:
+    """When a figure may be told, a scanner be called changed, and a retraining be worth the while."""
+
+    pairs_minimum: int = _threshold(
+        20,
+        unit="pairs",
+        source="our choice: below it an interval says nothing that a person could use",
+        low=6,
+        high=1000,
+    )
+    retraining_pairs: int = _threshold(
+        300, unit="new pairs", source="our choice: the order of the 350 patients of Yoshida 2023", low=10, high=100_000
+    )
+    baseline_studies: int = _threshold(
+        40,
+        unit="studies",
+        source="our choice: the mean of 40 errs by a sixth of a standard deviation",
+        low=10,
+        high=1000,
+    )
+    ewma_weight: float = _threshold(
+        0.2,
+        unit="weight of the newest study",
+        source="NIST/SEMATECH e-Handbook 6.3.2.4 [K]: 0.2 to 0.3",
+        low=0.02,
+        high=1,
+    )
+    ewma_limit_sd: float = _threshold(
+        4.5,
+        unit="standard deviations of the average",
+        source="our choice instead of the usual 3, for three tissues of every scanner are watched: "
+        "tests/service/domain/test_drift.py measures what it costs",
+        low=2,
+        high=10,
+    )
+    week_studies: int = _threshold(10, unit="studies a week", source="our choice: fewer say nothing", low=5, high=1000)
+    flag_chance: float = _threshold(
+        0.0027,
+        unit="chance a week",
+        source="Shewhart's three standard deviations, both sides [K]",
+        low=0.00001,
+        high=0.1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The whole rule book of one installation; `label` names it in every result."""
 
@@ -266,6 +312,7 @@ class Policy:
     findings: FindingsPolicy = FindingsPolicy()
     referral: ReferralPolicy = ReferralPolicy()
     pairing: PairingPolicy = PairingPolicy()
+    monitoring: MonitoringPolicy = MonitoringPolicy()
     references: tuple[Reference, ...] = field(default=(), metadata=_NOT_IN_THE_FILE)  # for real patients, as chosen
 
     @property
@@ -299,6 +346,7 @@ def thresholds(policy: Policy) -> list[Threshold]:
         "findings.": policy.findings,
         "referral.": policy.referral,
         "pairing.": policy.pairing,
+        "monitoring.": policy.monitoring,
     }
     return [threshold for prefix, section in sections.items() for threshold in _thresholds(section, prefix)]
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -63,6 +63,15 @@ class LevelAnatomy:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceHu:
+    """HU of tissues that hardly differ between people: nothing about the bone, much about the scanner."""
+
+    vessel: float | None = None
+    muscle: float | None = None
+    fat: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Anatomy:
     """The spine as found: which levels are there, and how surely they are named."""
 
@@ -71,6 +80,7 @@ class Anatomy:
     lumbar_count: int | None
     cobb_deg: float | None = None
     contrast: str | None = None
+    reference_hu: ReferenceHu = ReferenceHu()
     notes: tuple[str, ...] = ()
     refusals: tuple[Reason, ...] = ()  # any of these makes the CT not assessable
 
@@ -207,6 +217,7 @@ def result_document(
             "numbering": anatomy.numbering.value,
             "cobb_deg": anatomy.cobb_deg,
             "contrast": anatomy.contrast,
+            "reference_hu": asdict(anatomy.reference_hu),
             "notes": list(anatomy.notes),
         },
         "decision": {

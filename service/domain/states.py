@@ -43,6 +43,16 @@ class ReportState(StrEnum):
     FAILED = "failed"  # cannot be made; the error says why
 
 
+class DxaReportState(StrEnum):
+    """A received structured report that may hold a DXA result."""
+
+    WAITING = "waiting"  # to be read
+    NO_DXA = "no-dxa"  # holds none; treated as any other report
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"  # its result was stored before
+    REFUSED = "refused"
+
+
 class DeliveryState(StrEnum):
     """One object on its way to one destination."""
 

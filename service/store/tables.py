@@ -19,7 +19,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from service.domain.states import DeliveryState, JobState, ReferralState, ReportState, StudyState
+from service.domain.states import DeliveryState, DxaReportState, JobState, ReferralState, ReportState, StudyState
 
 NAMING = {
     "ix": "ix_%(column_0_label)s",
@@ -412,3 +412,18 @@ class DxaLevelRow(Table):
     scan: Mapped[DxaScanRow] = relationship(back_populates="levels")
 
     __table_args__ = (UniqueConstraint("scan_id", "level"),)
+
+
+class DxaReportRow(Table):
+    """A structured report by others: promised to be read in the transaction that records it, read by the steward."""
+
+    __tablename__ = "dxa_reports"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"), unique=True)
+    state: Mapped[str] = mapped_column(String(16), default=DxaReportState.WAITING.value, index=True)
+    reasons: Mapped[list[Any]] = mapped_column(default=list)  # [{"code", "text"}]
+    scan_id: Mapped[int | None] = mapped_column(ForeignKey("dxa_scans.id"))
+    read_at: Mapped[datetime | None]
+
+    instance: Mapped[InstanceRow] = relationship()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -53,12 +54,22 @@ class Desk:
     ) -> reading.StudyDetail:
         """One study (as one of its results has it), its view audited; 404 where there is none."""
         with self.store.transaction() as session:
-            detail = reading.study(session, study_uid, result_id=result_id)
-            if detail is None:
-                raise HTTPException(404, NO_STUDY if result_id is None else NO_RESULT)
-            shown = detail.earlier.revision if detail.earlier else detail.intake.revision
-            self.note(session, request, seen_as, study_uid, revision=shown)
+            detail = _detail(session, study_uid, result_id)
+            self._note_seen(session, request, seen_as, detail)
         return detail
+
+    def document(self, request: Request, study_uid: str, *, result_id: int | None = None) -> Mapping[str, Any]:
+        """result.json of a study, its view audited.
+
+        404 where there is none yet, and then no row in the audit: nothing was seen, and whoever waits for a result
+        asks often.
+        """
+        with self.store.transaction() as session:
+            detail = _detail(session, study_uid, result_id)
+            if detail.document is None:
+                raise HTTPException(404, f"No result yet: the study is {detail.intake.state.value}.")
+            self._note_seen(session, request, "result.view", detail)
+        return detail.document
 
     def act(self, request: Request, study_uid: str, action: str, reason: str | None) -> None:
         """Move the referral of a study on; an illegal move raises a `ReferralError`."""
@@ -119,6 +130,10 @@ class Desk:
             self.note(session, request, "report.export", file.study_uid, **detail)
         return path, file
 
+    def _note_seen(self, session: Session, request: Request, action: str, detail: reading.StudyDetail) -> None:
+        shown = detail.earlier.revision if detail.earlier else detail.intake.revision
+        self.note(session, request, action, detail.intake.study_uid, revision=shown)
+
     def _report(self, session: Session, report_id: int) -> reading.ReportFile:
         found = reading.report_file(session, report_id)
         if found is None:
@@ -131,6 +146,13 @@ class Desk:
 
     def _by(self, request: Request) -> dict[str, Any]:
         return {"actor": actor(request), "now": self.clock(), "peer_address": peer_address(request)}
+
+
+def _detail(session: Session, study_uid: str, result_id: int | None) -> reading.StudyDetail:
+    detail = reading.study(session, study_uid, result_id=result_id)
+    if detail is None:
+        raise HTTPException(404, NO_STUDY if result_id is None else NO_RESULT)
+    return detail
 
 
 def inside(root: Path, relative: str) -> Path | None:

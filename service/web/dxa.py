@@ -11,7 +11,7 @@ from service.domain.access import Right
 from service.domain.dxa_csv import Defaults
 from service.web.desk import Desk, Needs, by
 from service.web.pages import PAGE_SIZE, Pages, link
-from service.workflow import dxa, pairing
+from service.workflow import dxa, dxa_reports, pairing, performance
 from service.workflow.dxa import OnRefusal
 
 ASKED = (
@@ -38,6 +38,7 @@ def dxa_page_router(desk: Desk, pages: Pages) -> APIRouter:
             context = {
                 "page": found,
                 "imports": dxa.imports(session),
+                "reports": dxa_reports.lines(session),
                 "patient": patient,
                 "report": report,
                 "refused": report.refused[:SHOWN_REFUSALS] if report else (),
@@ -93,8 +94,9 @@ def dxa_page_router(desk: Desk, pages: Pages) -> APIRouter:
         """Which CT has which DXA result, and why others have none."""
         with desk.store.transaction() as session:
             found = pairing.overview(session, desk.policy.pairing.window_days)
+            reminder = performance.reminder(session, desk.policy)
             desk.note(session, request, "pairing.view", "dxa", pairs=len(found.pairs))
-        return pages.render(request, "pairing.html", {"found": found, "most": SHOWN_PAIRS})
+        return pages.render(request, "pairing.html", {"found": found, "most": SHOWN_PAIRS, "reminder": reminder})
 
     return router
 

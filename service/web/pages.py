@@ -23,6 +23,7 @@ from service.web.desk import MAX_ID, NO_STUDY, Desk, Needs, inside, principal
 from service.workflow import reading
 from service.workflow.reading import Filter, Order, ReportLine, Stage, StudyDetail
 from service.workflow.referral import Action, allowed
+from service.workflow.watching import Lookout
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -97,7 +98,7 @@ class Pages:
         return response
 
 
-def page_router(desk: Desk, pages: Pages) -> APIRouter:
+def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
     """All pages of the clinician."""
     router = APIRouter(include_in_schema=False)
     render, forms = pages.render, pages.forms
@@ -234,6 +235,7 @@ def page_router(desk: Desk, pages: Pages) -> APIRouter:
                 "outbox": reading.outbox(session, desk.settings.destinations),
                 "refusals": reading.refusals(session, words=text),
                 "conflicts": reading.conflicts(session, words=text),
+                "alerts": lookout.alerts(session),
                 "q": q,
                 "link": lambda **changes: link("/intake", {"q": q, **changes}),
             }

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from service.domain.monitoring import Estimate
 from service.domain.reasons import Code
 from service.domain.result import Interval
-from service.domain.states import DeliveryState, ReferralState, ReportState, StudyState
+from service.domain.states import DeliveryState, DxaReportState, ReferralState, ReportState, StudyState
 from service.workflow.reading import (
     Address,
     DestinationLine,
@@ -95,6 +96,15 @@ OBJECT_VERDICTS = {
     Code.OWN_OUTPUT: Chip("quiet", "ours, came back: ignored"),
     Code.SEGMENTATION_USED: Chip("chosen", "segmentation used"),
     Code.SEGMENTATION_NOT_USED: Chip("quiet", "segmentation not used"),
+    Code.DXA_ACCEPTED: Chip("chosen", "DXA result stored"),
+    Code.DXA_DUPLICATE: Chip("quiet", "DXA result known before"),
+}
+
+DXA_REPORTS = {
+    DxaReportState.WAITING: Chip("quiet", "to be read"),
+    DxaReportState.ACCEPTED: Chip("chosen", "stored"),
+    DxaReportState.DUPLICATE: Chip("quiet", "known before"),
+    DxaReportState.REFUSED: Chip("refused", "refused"),
 }
 
 WHY_UNPAIRED = {
@@ -190,6 +200,13 @@ def ago(value: datetime, now: datetime) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A figure, or a dash where nothing was measured."""
     return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def estimate(told: Estimate, digits: int, percent: bool) -> str:
+    """A figure with its interval, "0.012 (−0.003 to 0.027)" or "62 % (48–74)"."""
+    scale, unit = (100, "\u00a0%") if percent else (1, "")
+    low, high = told.low * scale, told.high * scale
+    return f"{number(told.value * scale, digits)}{unit} ({interval((low, high), digits)})"
 
 
 def interval(value: Interval | Sequence[float] | None, digits: int = 2) -> str:

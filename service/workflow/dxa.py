@@ -31,6 +31,18 @@ CONTRADICTS = (
 _CHUNK = 500
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How one result came: by the API, or in a DICOM object with a name and the hash of its file."""
+
+    layout: str = "api"
+    name: str | None = None
+    sha256: str | None = None
+
+
+BY_API = Source()
+
+
 class OnRefusal(StrEnum):
     """What becomes of the good rows of a file when others are refused."""
 
@@ -113,25 +125,31 @@ class ImportLine:
     passed_over: int
 
 
-def accept(session: Session, scan: DxaScan, by: By, *, window_days: int) -> Accepted:
+def accept(session: Session, scan: DxaScan, by: By, *, window_days: int, source: Source = BY_API) -> Accepted:
     """Take one result, or say why not; audit row and the referrals that it answers go with it."""
     sorted_out = _sort_out(session, [(None, scan)], by.now.date())
     reasons = tuple(row.reason for row in sorted_out.refused)
     if reasons:
-        told = sorted({reason.code.value for reason in reasons})
-        _audit(session, by, "dxa.refused", "dxa", codes=told)
+        note_refused(session, by, source, reasons)
         return Accepted(None, False, None, reasons)
     found = recompute(scan)
     if sorted_out.duplicates:
         stored = session.scalars(select(DxaScanRow.id).where(DxaScanRow.identity == scan.identity)).one()
         return Accepted(stored, True, found, ())
-    delivery = _delivery("api", None, None, rows=1, accepted=1, duplicates=0, refused=0, passed_over=0, by=by)
+    counts = {"rows": 1, "accepted": 1, "duplicates": 0, "refused": 0, "passed_over": 0}
+    delivery = _delivery(source.layout, source.name, source.sha256, **counts, by=by)
     session.add(delivery)
     session.flush()
     (row,) = _store(session, delivery.id, sorted_out.new)
     closed = pairing.close_referrals(session, [scan.patient_id], window_days, by)
     _audit(session, by, "dxa.accept", f"dxa:{row.id}", patient_id=scan.patient_id, referrals_closed=closed)
     return Accepted(row.id, False, found, ())
+
+
+def note_refused(session: Session, by: By, source: Source, reasons: Sequence[Reason]) -> None:
+    """Write into the audit that a result was refused."""
+    told = sorted({reason.code.value for reason in reasons})
+    _audit(session, by, "dxa.refused", source.name or "dxa", codes=told)
 
 
 def import_csv(

@@ -20,10 +20,10 @@ from service.dicom.received import Received, Stored
 from service.domain.eligibility import assess_series
 from service.domain.facts import InstanceFacts
 from service.domain.policy import DEFAULT_POLICY
-from service.domain.states import StudyState
+from service.domain.states import DxaReportState, StudyState
 from service.settings import Settings
 from service.store.engine import Store
-from service.store.tables import ConflictRow, InstanceRow, RefusalRow, SeriesRow, StudyRow
+from service.store.tables import ConflictRow, DxaReportRow, InstanceRow, RefusalRow, SeriesRow, StudyRow
 from service.store.upsert import insert_missing
 
 Text = TypeVar("Text", str, str | None)
@@ -191,8 +191,18 @@ class _Intake:
         for uid, sha256 in self._known(late).items():
             index = self.new.pop(uid)
             self._repeated(index, self.batch[index], sha256)
+        self._promise_to_read()
         rows = [_conflict_values(item) for item in self.conflicts]
         insert_missing(self.session, ConflictRow, rows, ["sop_instance_uid", "sha256"])
+
+    def _promise_to_read(self) -> None:
+        """A report by others may hold a DXA result: the steward reads it, never the door (RULES 2)."""
+        uids = [uid for uid, index in self.new.items() if _may_hold_dxa(self.batch[index])]
+        if not uids:
+            return
+        ids = self.session.scalars(select(InstanceRow.id).where(InstanceRow.sop_instance_uid.in_(uids)))
+        rows = [{"instance_id": id_, "state": DxaReportState.WAITING.value, "reasons": []} for id_ in sorted(ids)]
+        insert_missing(self.session, DxaReportRow, rows, ["instance_id"])
 
     def touch_studies(self) -> None:
         """Count; a new image or segmentation reopens a closed study (its next close raises the revision).
@@ -265,6 +275,10 @@ class _Intake:
         statement = select(StudyRow.study_uid, func.sum(SeriesRow.instance_count)).join(SeriesRow)
         grouped = statement.where(StudyRow.study_uid.in_(list(self.studies))).group_by(StudyRow.study_uid)
         return Counter({uid: int(count) for uid, count in self.session.execute(grouped)})
+
+
+def _may_hold_dxa(item: Received) -> bool:
+    return item.facts.sop_class_uid in REPORT_CLASSES and not item.facts.own_output
 
 
 def _study_values(item: Received) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from service.domain.pairing import Ct, Dxa, Pair, Pairing, Unpaired, pair, tally
 from service.domain.reasons import Code
 from service.domain.result import LEVELS
 from service.store.tables import DxaScanRow, ReferralRow, ResultRow, StudyRow
-from service.workflow import referral
+from service.workflow import referral, report_verdicts
 from service.workflow.people import By
 
 _CHUNK = 500
@@ -49,7 +49,7 @@ def overview(session: Session, window_days: int) -> Overview:
     """All that is stored, paired."""
     with_dxa = select(DxaScanRow.patient_id).distinct()
     found = _pairing(session, list(session.scalars(with_dxa)), window_days)
-    without = select(func.count()).select_from(StudyRow)
+    without = select(func.count()).select_from(StudyRow).where(~report_verdicts.only_reports)
     alone = session.scalar(without.where(or_(StudyRow.patient_id.is_(None), StudyRow.patient_id.not_in(with_dxa)))) or 0
     why = dict(tally(found))
     if alone:
@@ -97,6 +97,7 @@ def _cts(session: Session, patient_ids: list[str]) -> list[Ct]:
     in_force = (ResultRow.study_id == StudyRow.id) & ResultRow.superseded.is_(False)
     columns = (StudyRow.study_uid, StudyRow.patient_id, StudyRow.study_date, StudyRow.synthetic, ResultRow.document)
     wanted = select(*columns).outerjoin(ResultRow, in_force).where(StudyRow.patient_id.in_(patient_ids))
+    wanted = wanted.where(~report_verdicts.only_reports)  # a densitometer's study is no CT
     latest: dict[str, Ct] = {}
     for study_uid, patient_id, study_date, synthetic, document in session.execute(wanted.order_by(ResultRow.id)):
         latest[study_uid] = Ct(study_uid, patient_id, _day(study_date), _valid(document), synthetic)

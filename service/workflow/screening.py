@@ -44,7 +44,7 @@ from service.store.tables import (
     StudyRow,
 )
 from service.version import software_version
-from service.workflow import locks, reporting, work
+from service.workflow import locks, report_verdicts, reporting, work
 
 SCREEN = "screen"
 ACTOR = "osteogate"  # stands in the audit where no person acted
@@ -235,13 +235,13 @@ def _judge(
     for series in study.series:
         instances = facts[series.series_uid]
         verdict = assess_series(instances, policy, conflicts=conflicts.get(series.id, 0))
-        _give(series, verdict)
+        _give(series, report_verdicts.verdict(session, series) or verdict)
         if not is_segmentation(instances):
             judged[series.series_uid] = (instances, verdict)
         elif not all(one.own_output for one in instances):
             supplied.append(series)
     choice = choose(judged, policy)
-    study.choice = choice.text
+    study.choice = report_verdicts.NOTHING_BUT_REPORTS if report_verdicts.are_reports(study.series) else choice.text
     for series in study.series:
         series.chosen = series.series_uid == choice.series_uid
     chosen = next((series for series in study.series if series.chosen), None)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
-from service.domain.result import Heights
+from service.domain.result import Heights, ReferenceHu
 from worker.findings.bodies import Body, measure_bodies
 from worker.findings.contrast import NATIVE, Enhancement, measure_enhancement, phase
 from worker.findings.densities import Densities, measure_densities
 from worker.findings.fractures import Loss, losses
 from worker.findings.scoliosis import cobb_deg
+from worker.findings.tissues import reference_tissues
 from worker.segmentation.base import LEVEL_IDS, LabelArray
 from worker.volume import Volume
 
@@ -34,6 +35,7 @@ class Findings:
     refusals: tuple[Reason, ...]  # of the CT as a whole
     cobb_deg: float | None
     contrast: str | None
+    reference_hu: ReferenceHu
 
 
 def find(volume: Volume, labels: LabelArray, whole: Iterable[int], policy: FindingsPolicy) -> Findings:
@@ -50,6 +52,7 @@ def find(volume: Volume, labels: LabelArray, whole: Iterable[int], policy: Findi
             notes += _height_notes(name, lost[label])
     angle, found = cobb_deg(bodies), measure_enhancement(volume.hu, volume.affine, labels, bodies)
     contrast = phase(found, policy)
+    fat, muscle = reference_tissues(volume.hu, volume.affine, labels, bodies)
     return Findings(
         heights={name: _heights(bodies[label]) for name, label in LEVEL_IDS.items() if label in bodies},
         exclusions=exclusions,
@@ -57,7 +60,12 @@ def find(volume: Volume, labels: LabelArray, whole: Iterable[int], policy: Findi
         refusals=(*_too_curved(angle, policy), *_enhanced(contrast, found)),
         cobb_deg=None if angle is None else round(angle, 1),
         contrast=contrast,
+        reference_hu=ReferenceHu(_rounded(found.vessels_hu), _rounded(muscle), _rounded(fat)),
     )
+
+
+def _rounded(hu: float | None) -> float | None:
+    return None if hu is None else round(hu, 1)
 
 
 def _heights(body: Body) -> Heights:

@@ -27,6 +27,7 @@ from service.workflow.reading.values import (
     told,
     values_of,
 )
+from service.workflow.report_verdicts import only_dxa
 from service.workflow.screening import not_screened_document
 
 Query = TypeVar("Query", bound="Select[*tuple[Any, ...]]")
@@ -136,7 +137,13 @@ _ORDERS: Mapping[Order, ColumnElement[Any]] = {
 
 
 # What stands beside a report or a segmentation tells nothing about why no CT was measured.
-_ABOUT_OBJECTS = (Code.OWN_OUTPUT.value, Code.SEGMENTATION_USED.value, Code.SEGMENTATION_NOT_USED.value)
+_ABOUT_OBJECTS = (
+    Code.OWN_OUTPUT.value,
+    Code.SEGMENTATION_USED.value,
+    Code.SEGMENTATION_NOT_USED.value,
+    Code.DXA_ACCEPTED.value,
+    Code.DXA_DUPLICATE.value,
+)
 
 
 def worklist(
@@ -191,7 +198,7 @@ def joined(query: Query) -> Query:
 
 
 def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
+    conditions: list[ColumnElement[bool]] = [~only_dxa]
     if wanted.stage is not None:
         conditions.append(stage_shown == wanted.stage.value)
     if wanted.category is not None:

@@ -167,6 +167,15 @@ def act(site: Installation, uid: str, **step: Any) -> Response:
     return site.client.post(f"{API}/studies/{uid}/referral", json=step)
 
 
+def test_asking_for_a_result_that_is_not_there_yet_is_no_view(fresh: Installation) -> None:
+    """Whoever waits asks every second; the audit tells what was seen."""
+    for uid in (seed.RECEIVING, seed.QUEUED, "1.2.3.4.5"):
+        problem(fresh.client.get(f"{API}/studies/{uid}/result"), 404)
+    assert fresh.client.get(f"{API}/studies/{seed.REFER}/result").status_code == 200
+    trail = fresh.client.get(f"{API}/audit").json()["items"]
+    assert [(line["action"], line["subject"]) for line in trail] == [("result.view", seed.REFER)]
+
+
 def test_referral_loop(fresh: Installation) -> None:
     for action, state in (("review", "reviewed"), ("order", "ordered"), ("dxa-done", "dxa-done")):
         answer = act(fresh, seed.REFER, action=action)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 from sqlalchemy import select
 
 from service.api.guard import MAX_BODY_BYTES, MAX_FILE_BYTES, most_bytes
+from service.domain.reasons import Code, Reason
 from service.store.tables import AuditRow
+from service.workflow import dxa_reports
+from tests.dxa_report import ENHANCED_SR
 from tests.service.domain.test_dxa import GE
 from tests.service.web import seed
 from tests.service.web.installation import Installation, installed
+from tests.service.workflow import workbench
 
 API = "/api/v1/dxa"
 CSV = {"content-type": "text/csv"}
@@ -169,3 +174,20 @@ def patient(study_uid: str) -> str:
 def state(site: Installation, study_uid: str) -> str:
     found: str = site.client.get(f"/api/v1/studies/{study_uid}").json()["referral"]["state"]
     return found
+
+
+def test_what_became_of_a_densitometers_report_stands_on_both_pages(site: Installation) -> None:
+    one = workbench.slices(study="1.2.77", series="1.2.77.1", n=1)[0]
+    report = replace(one, sop_class_uid=ENHANCED_SR, modality="SR", has_pixels=False)
+    workbench.deliver(site.store, [report], workbench.START)
+    page = site.client.get("/dxa", headers={"accept": "text/html"}).text
+    assert "to be read" in page.partition('id="reports"')[2]
+    reasons = (Reason(Code.DXA_UNIT, "L1: bmd_g_cm2 has the unit '<b>'"),)
+    with site.store.transaction() as session:
+        assert dxa_reports.settle(session, 1, reasons, workbench.START, 365)
+    page = site.client.get("/dxa", headers={"accept": "text/html"}).text
+    told = page.partition('id="reports"')[2]
+    assert "DXA_UNIT" in told
+    assert "the unit &#39;&lt;b&gt;&#39;" in told
+    assert "DXA_UNIT" in site.client.get("/intake", headers={"accept": "text/html"}).text
+    assert 'osteogate_dxa_reports{state="refused"} 1' in site.client.get("/metrics").text

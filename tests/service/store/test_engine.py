@@ -14,7 +14,7 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
 from service.store.engine import Store, make_engine, migrate, upgrade
-from service.store.tables import AuditRow, SeriesRow, Table
+from service.store.tables import AuditRow, DxaReportRow, SeriesRow, Table
 from service.store.upsert import insert_missing
 from tests.service.workflow import workbench
 
@@ -178,3 +178,42 @@ def test_the_store_needs_no_open_connection(tmp_path: Path) -> None:
     store = Store(make_engine(f"sqlite:///{tmp_path / 'absent' / 'x.sqlite3'}"))
     store.close()
     assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("kind", workbench.DATABASES)
+def test_reports_received_before_the_upgrade_wait_to_be_read(kind: str, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.sqlite3'}" if kind == "sqlite" else workbench.new_postgresql_database()
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        migrate(connection, "0003")
+    at = "2026-11-23 09:00:00+00:00"
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO studies (id, study_uid, synthetic, state, revision, first_received_at, last_received_at) "
+                f"VALUES (1, '1', false, 'not-screened', 1, '{at}', '{at}')"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO series (id, study_id, series_uid, instance_count, reasons, cautions, chosen) "
+                "VALUES (1, 1, '1.1', 3, '[]', '[]', false)"
+            )
+        )
+        for number, (sop_class, own) in enumerate([("88.22", "false"), ("88.34", "true"), ("2", "false")], start=1):
+            facts = f'{{"sop_class_uid": "1.2.840.10008.5.1.4.1.1.{sop_class}", "own_output": {own}}}'
+            connection.execute(
+                text(
+                    "INSERT INTO instances (id, series_id, sop_instance_uid, sha256, path, size_bytes, "
+                    "transfer_syntax_uid, facts, received_at) "
+                    f"VALUES ({number}, 1, '{number}', 's', 'p', 1, 't', :facts, '{at}')"
+                ),
+                {"facts": facts},
+            )
+    with engine.begin() as connection:
+        migrate(connection)
+    with Store(engine).reading() as session:
+        assert [(row.instance_id, row.state, row.reasons) for row in session.scalars(select(DxaReportRow))] == [
+            (1, "waiting", [])
+        ]
+    engine.dispose()

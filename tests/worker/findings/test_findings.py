@@ -131,3 +131,26 @@ def test_the_site_moves_the_limits() -> None:
     curved = look(610107, strict, cobb_deg=-28.0)
     assert {Code.SCOLIOSIS, Code.CONTRAST_IN_PIXELS} <= {reason.code for reason in curved.refusals}
     assert "L2" not in excluded(look(610105, strict, sclerosis="L2"))
+
+
+def test_reference_tissues_are_those_of_the_patient_and_follow_the_scanner() -> None:
+    """Fat and muscle as the patient was made, to within a few HU; a scanner that reads 12 HU more shows all of it."""
+    volume, labels, _ = patient_ct(610104, ())
+    torso = draw(610104, slice_mm=THICK_MM).torso
+    found = assess(volume, Segmentation(labels, "true", "0" * 64)).reference_hu
+    assert found.fat == pytest.approx(torso.visceral_fat_hu, abs=6)
+    assert found.muscle == pytest.approx(torso.muscle_hu, abs=6)
+    assert found.vessel is not None
+    assert 25 < found.vessel < 75
+    shifted = Volume(volume.hu + np.float32(12), volume.affine)
+    moved = assess(shifted, Segmentation(labels, "true", "0" * 64)).reference_hu
+    for before, after in ((found.fat, moved.fat), (found.muscle, moved.muscle), (found.vessel, moved.vessel)):
+        assert before is not None
+        assert after == pytest.approx(before + 12, abs=0.5)
+
+
+def test_what_is_not_in_view_has_no_reference_tissue() -> None:
+    volume, labels, _ = patient_ct(610104, ())
+    air = Volume(np.full_like(volume.hu, -1000), volume.affine)
+    found = assess(air, Segmentation(labels, "true", "0" * 64)).reference_hu
+    assert (found.fat, found.muscle, found.vessel) == (None, None, None)
