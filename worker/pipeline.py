@@ -229,7 +229,7 @@ def _level(
 ) -> LevelMeasurement:
     exclusions = seen.exclusions + ((lost,) if lost else ())
     if found is None or prediction is None:
-        return LevelMeasurement(seen.level, seen.in_view, exclusions, heights=seen.heights)
+        return LevelMeasurement(seen.level, seen.in_view, exclusions, heights=seen.heights, quality=seen.quality)
     low, high = found.attenuation.shift_range_hu
     return LevelMeasurement(
         level=seen.level,
@@ -243,6 +243,7 @@ def _level(
         hu_roi_mm2=found.attenuation.roi_mm2,
         hu_shift_range=(round(low, 2), round(high, 2)),
         heights=seen.heights,
+        quality=seen.quality,
     )
 
 

@@ -352,6 +352,7 @@ class ResultLevel(Shape):
     hu_mean: float | None
     hu_roi_mm2: float | None
     heights_mm: ResultHeights
+    quality: float | None = Field(default=None, description="of the outline, 0 to 1; 0.5 and more is good")
 
 
 class ResultReference(Shape):
@@ -383,6 +384,16 @@ class ResultPatient(Shape):
     reference: ResultReference | None
 
 
+class ResultRenumbering(Shape):
+    """Whose word the names of the levels are."""
+
+    levels: dict[str, str] = Field(description="name before -> name now, of the result that was renumbered")
+    by: str
+    at: datetime
+    reason: str
+    result_id: int | None = Field(description="the result that was renumbered")
+
+
 class ResultAnatomy(Shape):
     """The spine as found."""
 
@@ -391,6 +402,11 @@ class ResultAnatomy(Shape):
     cobb_deg: float | None
     contrast: str | None
     notes: tuple[str, ...]
+    alternative: dict[str, str] | None = Field(
+        default=None, description="uncertain numbering: each level's name when counted from the other end"
+    )
+    renumbered: ResultRenumbering | None = None
+    quality_basis: Literal["network", "outline"] | None = Field(default=None, description="of the levels' quality")
 
 
 class ResultDecision(Shape):

@@ -10,8 +10,10 @@ import numpy.typing as npt
 import pytest
 
 from models.crop import locate
+from models.phantom.grid import Grid
 from models.phantom.patient import draw
-from models.phantom.render import lumbar_grid, render
+from models.phantom.render import render
+from models.phantom.spine import spine_bounds
 from service.domain.reasons import Code
 from service.domain.result import LEVELS, Anatomy, Numbering
 from worker.anatomy import assess, measure_shapes
@@ -25,9 +27,19 @@ Point = tuple[float, float, float]
 
 @pytest.fixture(scope="module")
 def spine() -> tuple[Volume, LabelArray]:
-    """A digital patient's true labels, T11 to the sacrum, with a hand's breadth of room above and below."""
-    patient = draw(4)
-    rendered = render(patient, lumbar_grid(patient, 2.5, first="T11", last="S1", margin_mm=15.0))
+    """A digital patient's true labels, T11 to the sacrum, with room all round for what ribs there are."""
+    return rendered_spine()
+
+
+def rendered_spine(**settings: str | int | bool) -> tuple[Volume, LabelArray]:
+    patient = draw(4, **settings)
+    low, high = spine_bounds(patient, "T11", "S1")
+    beside, around = 40.0, 15.0
+    grid = Grid.covering(
+        (low[0] - beside, low[1] - around, low[2] - around), (high[0] + beside, high[1] + around, high[2] + around),
+        (2.5,) * 3,
+    )  # fmt: skip
+    rendered = render(patient, grid)
     labels = rendered.labels.copy()
     labels[labels == 34] = 0  # T10's stump at the upper end
     return Volume(rendered.hu_noise_free, rendered.affine), labels

@@ -8,7 +8,7 @@ How often it is right is measured by `python -m worker.findings.evaluate` and to
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
@@ -34,6 +34,7 @@ class Findings:
     refusals: tuple[Reason, ...]  # of the CT as a whole
     cobb_deg: float | None
     contrast: str | None
+    bodies: Mapping[int, Body] = field(default_factory=dict)  # by class id: everything that could be measured
 
 
 def find(volume: Volume, labels: LabelArray, whole: Iterable[int], policy: FindingsPolicy) -> Findings:
@@ -57,6 +58,7 @@ def find(volume: Volume, labels: LabelArray, whole: Iterable[int], policy: Findi
         refusals=(*_too_curved(angle, policy), *_enhanced(contrast, found)),
         cobb_deg=None if angle is None else round(angle, 1),
         contrast=contrast,
+        bodies=bodies,
     )
 
 
