@@ -115,7 +115,7 @@ def assess(
     against = doubts.against(renumbered)
     certain = not against
     alternative = None if certain else _alternative(shapes, ribs)
-    notes = [*(against or doubts.names), *_alternative_notes(alternative)]
+    notes = [*_whose_names(renumbered), *(against or doubts.names), *_alternative_notes(alternative)]
     numbering = Numbering.CERTAIN if certain else Numbering.UNCERTAIN
     whole = [label for label, shape in shapes.items() if label in MEASURED and not shape.cut]
     findings = find(volume, segmentation.labels, whole, policy or FindingsPolicy())
@@ -340,6 +340,13 @@ def _by_ribs(spine: list[Shape], ribs: Mapping[int, Sides]) -> list[int] | None:
     if below > len(LUMBAR) + 1:
         return None
     return [T12 + place for place in range(above, 0, -1)] + [T12, *LUMBAR, L6][: below + 1]
+
+
+def _whose_names(renumbered: Renumbering | None) -> list[str]:
+    if renumbered is None:
+        return []
+    changed = ", ".join(f"{old} is {new}" for old, new in renumbered.levels.items() if old != new)
+    return [f"The levels were named by {renumbered.by}: {changed or 'confirmed as they were'} ({renumbered.reason})."]
 
 
 def _alternative_notes(alternative: Mapping[str, str] | None) -> list[str]:

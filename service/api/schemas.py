@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.domain.result import Category, Interval
 from service.domain.states import DeliveryState, JobState, ReferralState, ReportState, StudyState
@@ -276,6 +276,32 @@ class RerunAnswer(Shape):
 
     study_uid: str
     state: StudyState
+
+
+class RenumberAction(BaseModel):
+    """Other names for the levels: a shift, or a mapping from each wrong name to the right one; and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shift: int | None = Field(
+        default=None, ge=-2, le=2, description="places further down; 1: T12 is L1, L1 is L2; 0 confirms the names"
+    )
+    levels: dict[str, str] | None = Field(default=None, max_length=30, description='{"T12": "L1", "L1": "L2"}')
+    reason: str = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RenumberAction:
+        if (self.shift is None) == (self.levels is None):
+            raise ValueError("give either a shift or levels")
+        return self
+
+
+class RenumberAnswer(Shape):
+    """The study waits for the worker under its new names."""
+
+    study_uid: str
+    state: StudyState
+    revision: int
 
 
 class Check(Shape):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
+from scipy import ndimage
 
 from service.domain.result import Measurements
 from service.settings import Settings
@@ -130,20 +133,39 @@ def test_one_that_outlines_too_little_does_not_spoil_the_study(
     assert lacking in measured.anatomy.notes[0]
 
 
-def test_one_that_contradicts_itself_is_believed_in_that(
+def recoded(seg: Path, target: Path, codes: Mapping[str, str]) -> Path:
+    """A segmentation some of whose segments carry another one's code."""
+    dataset = pydicom.dcmread(seg)
+    known = {item.SegmentLabel: item.SegmentedPropertyTypeCodeSequence for item in dataset.SegmentSequence}
+    for item in dataset.SegmentSequence:
+        other = codes.get(item.SegmentLabel.removesuffix(" outlined"))
+        if other:
+            item.SegmentedPropertyTypeCodeSequence = known[f"{other} outlined"]
+    dataset.save_as(target)
+    return target
+
+
+def test_one_whose_levels_fail_the_checks_is_not_used(
     pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path
 ) -> None:
-    """Whoever outlined it may have seen a reason for doubt: our own networks do not overrule it."""
-    dataset = pydicom.dcmread(seg)
-    codes = {item.SegmentLabel: item.SegmentedPropertyTypeCodeSequence for item in dataset.SegmentSequence}
-    for item in dataset.SegmentSequence:
-        swapped = {"L2 outlined": "L3 outlined", "L3 outlined": "L2 outlined"}.get(item.SegmentLabel)
-        if swapped:
-            item.SegmentedPropertyTypeCodeSequence = codes[swapped]
-    dataset.save_as(tmp_path / "swapped.dcm")
-    measured = measure(pipeline, volume, tmp_path / "out", tmp_path / "swapped.dcm")
-    assert (measured.provenance.segmenter or "").startswith("supplied DICOM SEG")
-    assert "LEVELS_UNCERTAIN" in [reason.code.value for reason in measured.refusals]
+    swapped = recoded(seg, tmp_path / "swapped.dcm", {"L2": "L3", "L3": "L2"})
+    measured = measure(pipeline, volume, tmp_path / "out", swapped)
+    assert measured.provenance.segmenter == EMPTY
+    assert "its levels do not pass the checks" in measured.anatomy.notes[0]
+    assert "not in anatomical order" in measured.anatomy.notes[0]
+
+
+def test_one_whose_outlines_are_bad_is_not_used(
+    pipeline: Pipeline, digital_study: Path, volume: Volume, tmp_path: Path
+) -> None:
+    """Rightly named, in order, of plausible size and place: but bone does not end where these outlines do."""
+    image = nibabel.load(digital_study / "labels.nii.gz")
+    inside = ndimage.distance_transform_edt(np.asarray(image.dataobj) > 0, sampling=image.header.get_zooms())
+    tight = np.where(inside > 3.0, np.asarray(image.dataobj), 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(tight, image.affine), tmp_path / "tight.nii.gz")
+    measured = measure(pipeline, volume, tmp_path / "out", tmp_path / "tight.nii.gz")
+    assert measured.provenance.segmenter == EMPTY
+    assert "was not used" in measured.anatomy.notes[0]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.98])
