@@ -163,6 +163,12 @@ def _ribs(volume: Volume, labels: LabelArray, shapes: Mapping[int, Shape]) -> di
     return find_ribs(volume, labels, middles, [label for label, shape in free.items() if not shape.cut])
 
 
+def last_ribs(volume: Volume, labels: LabelArray, shapes: Mapping[int, Shape]) -> str | None:
+    """The name of the lowest vertebra that carries a rib; None where no rib is seen."""
+    last = _last_ribbed(_from_the_top(shapes), _ribs(volume, labels, shapes))
+    return None if last is None else _name(last.label)
+
+
 def _doubts(shapes: Mapping[int, Shape], segmentation: Segmentation, ribs: Mapping[int, Sides]) -> Doubts:
     spine = _from_the_top(shapes)
     outlines = [

@@ -3,7 +3,7 @@
 Neither the built-in networks nor a supplied segmentation need outline a rib. A rib is looked for as bone beside the
 spine that is thin, long, reaches farther out than any transverse process, and whose inner end lies at a vertebra: that
 vertebra carries it, whatever it was called. How often this is right is measured by `python -m
-worker.segmentation.evaluate ribs` and told in models/SEGMENTATION.md.
+worker.ribs_evaluate` and told in models/SEGMENTATION.md.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class FindingsPolicy:
     quality_minimum: float = _threshold(
         0.5,
         unit="quality, 0 to 1",
-        source="measured, models/SEGMENTATION.md: from 0.5 on 99 % of the calibration's outlines had Dice 0.9 or more",
+        source="measured, models/SEGMENTATION.md: 0.5 is the limit that the calibration on digital patients found",
         low=0,
         high=1,
     )

@@ -147,20 +147,30 @@ def _located(labels: LabelArray, volume: Volume, label: int) -> Vertebra | None:
 
 
 def collect(path: Path, seeds: Sequence[int], segmenter: Segmenter) -> list[Case]:
-    """The cases of these patients; those that `path` holds already are read, each new patient's are added to it."""
+    """The cases of these patients; those that `path` holds already are read, each new patient's are added to it.
+
+    A patient whose lines were cut short, or whose CT other weights outlined, is done again.
+    """
     known = read(path) if path.is_file() else []
-    done = {(case.seed, case.weights_sha256) for case in known if case.source == "network"}
     with path.open("a", encoding="utf-8") as out:
+        out.write("\n")  # a line that was cut short ends here
         for seed in seeds:
-            if (seed, segmenter.sha256) in done:
+            if _done(known, seed, segmenter.sha256):
                 continue
             found = list(cases_of(seed, segmenter))
             out.write("".join(json.dumps(asdict(case)) + "\n" for case in found))
             out.flush()
             known += found
             print(f"seed {seed}: {len(found)} levels", flush=True)
-    wanted = set(seeds)
-    return [case for case in known if case.seed in wanted and case.weights_sha256 in (None, segmenter.sha256)]
+    ours = [case for case in known if case.seed in seeds and case.weights_sha256 in (None, segmenter.sha256)]
+    return list({(case.seed, case.source, case.level): case for case in ours}.values())
+
+
+def _done(known: Sequence[Case], seed: int, weights_sha256: str) -> bool:
+    """Whether a patient's last lines are there, and lines by these weights."""
+    of_this = [case for case in known if case.seed == seed]
+    by_these = any(case.weights_sha256 == weights_sha256 for case in of_this)
+    return by_these and any(case.source == "spoilt" for case in of_this)
 
 
 def read(path: Path) -> list[Case]:
