@@ -36,6 +36,7 @@ REACH_MM = 52.0  # from the midline: transverse processes end at 36 to 50
 LENGTH_MM = 20.0  # from the inner to the outer end, sideways
 LARGEST_ML = 20.0  # within the region; the rest of an enhanced kidney has more
 INNER_END_MM = 16.0  # the inner end lies no farther from its vertebra
+SPREAD_MM = (150.0, 150.0, 450.0)  # of the bodies: what lies farther apart is no lower spine
 JUDGED = range(29, 36)  # L3 to T9: a spine that is misnamed by more than that fails in other ways
 
 
@@ -64,7 +65,7 @@ def find_ribs(
         whole: the vertebrae that are wholly in view: only such a one can be said to have no rib.
     """
     middles = {label: middle for label, middle in middles.items() if label in JUDGED}
-    if len(middles) < 2:
+    if len(middles) < 2 or bool((np.ptp(list(middles.values()), axis=0) > SPREAD_MM).any()):
         return {}
     look = _Look.at(volume, labels, middles)
     found = {label: [0.0, 0.0] for label, middle in middles.items() if label in whole and _sides_in(volume, middle)}

@@ -81,10 +81,10 @@ def curve(basis: str, sha256: str | None, limit: float) -> Curve:
 def test_one_half_is_the_limit_whatever_the_curves_probability_there() -> None:
     for limit in (0.02, 0.6, 0.99):
         scale = curve("outline", None, limit)
-        values = [scale.value(replace(SOUND, edge=edge)) for edge in np.linspace(0.0, 2.0, 41)]
+        values = [scale.value(replace(SOUND, edge=edge)) for edge in np.linspace(-2.0, 2.0, 41)]
         assert values == sorted(values)
         assert 0 <= values[0] < GOOD < values[-1] <= 1
-        for edge in np.linspace(0.0, 2.0, 41):
+        for edge in np.linspace(-2.0, 2.0, 41):
             found = replace(SOUND, edge=float(edge))
             assert (scale.value(found) >= GOOD) == (scale.probability(found) >= limit)
 
