@@ -1,10 +1,12 @@
 """Level safety: are these the right vertebrae, all of them, whole, and named beyond doubt?
 
 Everything downstream stands on the right vertebra being named, and a misnamed level looks perfectly healthy.
-So the names of a segmentation are held against anatomy (order, spacing, size, contiguity, the count between
-sacrum and thorax) and against a second opinion (the coarse network, at another resolution and over the whole
-CT). Numbering is "certain" only when two anchors agree and nothing contradicts them; otherwise "uncertain",
-with the reason in words. Truncated views never guess.
+So the names of a segmentation are held against anatomy: order, spacing, size, contiguity, the count between
+sacrum and thorax. Two anchors fix them, each independent of the other: the sacrum right below L5, by the outlines,
+and the last ribs at T12, seen in the image itself (`worker.ribs`). Numbering is "certain" only when both hold and
+nothing contradicts them, the coarse network's second opinion included, which is no anchor: it learned its names where
+the fine one did. Otherwise it is "uncertain", with the reason in words and the names by the other anchor. Truncated
+views never guess. A person who renumbered has decided which names are right; what no names can cure still counts.
 
 Thresholds are approximations from general anatomy (Panjabi 1992, Berry 1987 for sizes), wide on purpose.
 """
@@ -21,8 +23,9 @@ from scipy import ndimage
 
 from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
-from service.domain.result import LEVELS, Anatomy, Heights, LevelAnatomy, Numbering
+from service.domain.result import LEVELS, Anatomy, Heights, LevelAnatomy, Numbering, Renumbering
 from worker.findings import Findings, find
+from worker.ribs import Sides, find_ribs
 from worker.segmentation.base import (
     L1,
     L5,
@@ -36,6 +39,7 @@ from worker.segmentation.base import (
     Point,
     Segmentation,
 )
+from worker.segmentation.quality import Quality, shipped, traits
 from worker.volume import Volume
 
 FloatArray = npt.NDArray[np.float64]
@@ -79,33 +83,51 @@ class Shape:
 class Doubts:
     """Why the numbering is not certain; and which anchors held."""
 
-    contradictions: tuple[str, ...]
+    outlines: tuple[str, ...]  # what no other names would cure
+    names: tuple[str, ...]
     anchors: tuple[str, ...]
 
+    def against(self, renumbered: Renumbering | None) -> tuple[str, ...]:
+        """Everything that speaks against being certain; whoever renumbered has weighed the names."""
+        if renumbered is not None:
+            return self.outlines
+        held = " and ".join(self.anchors) or "none"
+        few = () if len(self.anchors) >= 2 else (f"Fewer than two anchors for the numbering ({held}).",)
+        return (*self.outlines, *self.names, *few)
 
-def assess(volume: Volume, segmentation: Segmentation, policy: FindingsPolicy | None = None) -> Anatomy:
-    """Level checks and findings of one segmented CT; never raises for odd anatomy."""
+
+def assess(
+    volume: Volume,
+    segmentation: Segmentation,
+    policy: FindingsPolicy | None = None,
+    renumbered: Renumbering | None = None,
+) -> Anatomy:
+    """Level checks and findings of one segmented CT; never raises for odd anatomy.
+
+    `renumbered`: whoever gave the labels these names, where a person did.
+    """
     shapes = measure_shapes(segmentation.labels, volume)
     lumbar = [label for label in shapes if label in LUMBAR or label == L6]
     if not lumbar:
-        return _no_spine(shapes)
-    doubts = _doubts(shapes, segmentation)
-    certain = not doubts.contradictions and len(doubts.anchors) >= 2
-    notes = [*doubts.contradictions]
-    if not certain and len(doubts.anchors) < 2:
-        held = " and ".join(doubts.anchors) or "none"
-        notes.append(f"Fewer than two anchors for the numbering ({held}).")
+        return replace(_no_spine(shapes), renumbered=renumbered)
+    ribs = _ribs(volume, segmentation.labels, shapes)
+    doubts = _doubts(shapes, segmentation, ribs)
+    against = doubts.against(renumbered)
+    certain = not against
+    alternative = None if certain else _alternative(shapes, ribs)
+    notes = [*_whose_names(renumbered), *(against or doubts.names), *_alternative_notes(alternative)]
     numbering = Numbering.CERTAIN if certain else Numbering.UNCERTAIN
     whole = [label for label, shape in shapes.items() if label in MEASURED and not shape.cut]
     findings = find(volume, segmentation.labels, whole, policy or FindingsPolicy())
     notes += findings.notes
-    levels = _levels(shapes, findings)
+    qualities = _qualities(volume, segmentation, shapes, findings)
+    levels = _levels(shapes, findings, qualities, policy or FindingsPolicy())
     refusals = []
     outside = [name for name in LEVELS if not levels[name].in_view]
     if outside:
         refusals.append(Reason(Code.LEVEL_OUT_OF_VIEW, f"{', '.join(outside)} not wholly in the field of view."))
     if not certain:
-        refusals.append(Reason(Code.LEVELS_UNCERTAIN, "The numbering of the levels is not certain: " + notes[0]))
+        refusals.append(Reason(Code.LEVELS_UNCERTAIN, "The numbering of the levels is not certain: " + against[0]))
     refusals += findings.refusals
     return Anatomy(
         levels=levels,
@@ -116,6 +138,9 @@ def assess(volume: Volume, segmentation: Segmentation, policy: FindingsPolicy | 
         reference_hu=findings.reference_hu,
         notes=tuple(notes),
         refusals=tuple(refusals),
+        alternative=alternative,
+        renumbered=renumbered,
+        quality_basis=next((quality.basis for quality in qualities.values()), None),
     )
 
 
@@ -133,16 +158,32 @@ def _no_spine(shapes: Mapping[int, Shape]) -> Anatomy:
 # -------------------------------------------------------------------------------------------------- numbering
 
 
-def _doubts(shapes: Mapping[int, Shape], segmentation: Segmentation) -> Doubts:
+def _ribs(volume: Volume, labels: LabelArray, shapes: Mapping[int, Shape]) -> dict[int, Sides]:
+    free = {label: shape for label, shape in shapes.items() if label not in (SACRUM, S1)}
+    middles = {label: shape.body_centre for label, shape in free.items()}
+    return find_ribs(volume, labels, middles, [label for label, shape in free.items() if not shape.cut])
+
+
+def last_ribs(volume: Volume, labels: LabelArray, shapes: Mapping[int, Shape]) -> str | None:
+    """The name of the lowest vertebra that carries a rib; None where no rib is seen."""
+    last = _last_ribbed(_from_the_top(shapes), _ribs(volume, labels, shapes))
+    return None if last is None else _name(last.label)
+
+
+def _doubts(shapes: Mapping[int, Shape], segmentation: Segmentation, ribs: Mapping[int, Sides]) -> Doubts:
     spine = _from_the_top(shapes)
-    contradictions = [
+    outlines = [
         *_order_doubts(shapes, spine),
-        *_count_doubts(shapes, spine),
+        *_gap_doubts(spine),
         *_spacing_doubts(spine),
         *_size_doubts(spine),
+    ]
+    names = [
+        *_count_doubts(shapes, spine),
+        *_rib_doubts(spine, ribs),
         *_opinion_doubts(shapes, segmentation.second_opinion),
     ]
-    return Doubts(tuple(contradictions), _anchors(shapes, segmentation.second_opinion))
+    return Doubts(tuple(outlines), tuple(names), _anchors(shapes, spine, ribs))
 
 
 def _from_the_top(shapes: Mapping[int, Shape]) -> list[Shape]:
@@ -171,14 +212,16 @@ def _order_doubts(shapes: Mapping[int, Shape], spine: list[Shape]) -> list[str]:
     return doubts
 
 
-def _count_doubts(shapes: Mapping[int, Shape], spine: list[Shape]) -> list[str]:
+def _gap_doubts(spine: list[Shape]) -> list[str]:
     ranks = [_rank(shape.label) for shape in spine if shape.label != L6]
-    doubts = []
     missing = sorted(set(range(min(ranks, default=0), max(ranks, default=-1) + 1)) - set(ranks))
-    if missing:
-        doubts.append(
-            "Between the levels found, these are missing: " + ", ".join(_name(rank - 3 + L5) for rank in missing) + "."
-        )
+    if not missing:
+        return []
+    return ["Between the levels found, these are missing: " + ", ".join(_name(rank - 3 + L5) for rank in missing) + "."]
+
+
+def _count_doubts(shapes: Mapping[int, Shape], spine: list[Shape]) -> list[str]:
+    doubts = []
     if L6 in shapes:
         doubts.append("There is a sixth lumbar body: the levels may be numbered from the top or from the bottom.")
     elif _bounded(shapes) and (count := _lumbar_count(shapes)) is not None and count != 5:
@@ -190,6 +233,21 @@ def _count_doubts(shapes: Mapping[int, Shape], spine: list[Shape]) -> list[str]:
     if _has_sacrum(shapes) and spine and spine[-1].label not in (L5, L6):
         doubts.append(f"Right above the sacrum lies {_name(spine[-1].label)}, not L5.")
     return doubts
+
+
+def _rib_doubts(spine: list[Shape], ribs: Mapping[int, Sides]) -> list[str]:
+    last = _last_ribbed(spine, ribs)
+    if last is not None and last.label != T12:
+        return [f"The last ribs belong to {_name(last.label)}, not to T12."]
+    if T12 in ribs and not ribs[T12].ribbed:
+        return ["T12 carries no rib."]
+    return []
+
+
+def _last_ribbed(spine: list[Shape], ribs: Mapping[int, Sides]) -> Shape | None:
+    """The lowest vertebra that carries a rib; None where no rib was seen."""
+    ribbed = [shape for shape in spine if shape.label in ribs and ribs[shape.label].ribbed]
+    return ribbed[-1] if ribbed else None
 
 
 def _spacing_doubts(spine: list[Shape]) -> list[str]:
@@ -246,24 +304,63 @@ def _opinion_doubts(shapes: Mapping[int, Shape], opinion: Mapping[int, Point] | 
     return doubts
 
 
-def _anchors(shapes: Mapping[int, Shape], opinion: Mapping[int, Point] | None) -> tuple[str, ...]:
-    """The facts that fix the numbering, each on its own; two are needed."""
+def _anchors(shapes: Mapping[int, Shape], spine: list[Shape], ribs: Mapping[int, Sides]) -> tuple[str, ...]:
+    """The facts that fix the numbering, each on its own; both are needed."""
     anchors = []
     if _has_sacrum(shapes) and L5 in shapes and _gap_to_sacrum(shapes, shapes[L5]) <= TOUCH_MM:
         anchors.append("the sacrum right below L5")
-    if T12 in shapes and L1 in shapes and shapes[T12].lowest - shapes[L1].highest <= TOUCH_MM and opinion is None:
-        anchors.append("T12 right above L1")
-    if opinion is not None:
-        agreeing = [label for label in LUMBAR if label in shapes and _agrees(shapes[label], opinion)]
-        sacrum_seen = SACRUM in opinion or S1 in opinion
-        if len(agreeing) >= 4 and sacrum_seen:
-            anchors.append("the coarse network's own numbering")
+    last = _last_ribbed(spine, ribs)
+    if last is not None and last.label == T12 and L1 in ribs and not ribs[L1].ribbed:
+        anchors.append("the last ribs at T12")
     return tuple(anchors)
 
 
-def _agrees(shape: Shape, opinion: Mapping[int, Point]) -> bool:
-    distance = _distance(shape, opinion.get(shape.label))
-    return distance is not None and distance <= OPINION_MM
+def _alternative(shapes: Mapping[int, Shape], ribs: Mapping[int, Sides]) -> dict[str, str] | None:
+    """What each free vertebra in view would be called by the anchor that the names do not follow.
+
+    None where there is no such anchor, where it says the same, or where a vertebra may be missing in between: counting
+    would be a guess.
+    """
+    spine = _from_the_top(shapes)
+    if _spacing_doubts(spine):
+        return None
+    found = [shape.label for shape in spine]
+    others = [names for names in (_by_sacrum(shapes, spine), _by_ribs(spine, ribs)) if names not in (None, found)]
+    if not others or others[0] is None:
+        return None
+    return {_name(old): _name(new) for old, new in zip(found, others[0], strict=True)}
+
+
+def _by_sacrum(shapes: Mapping[int, Shape], spine: list[Shape]) -> list[int] | None:
+    """The labels from the top, counted up from L5 at the sacrum."""
+    if not _has_sacrum(shapes) or _gap_to_sacrum(shapes, spine[-1]) > TOUCH_MM:
+        return None
+    return [L5 + place for place in range(len(spine))][::-1]
+
+
+def _by_ribs(spine: list[Shape], ribs: Mapping[int, Sides]) -> list[int] | None:
+    """The labels from the top, counted down from T12 at the last ribs."""
+    last = _last_ribbed(spine, ribs)
+    if last is None:
+        return None
+    above, below = spine.index(last), len(spine) - 1 - spine.index(last)
+    if below > len(LUMBAR) + 1:
+        return None
+    return [T12 + place for place in range(above, 0, -1)] + [T12, *LUMBAR, L6][: below + 1]
+
+
+def _whose_names(renumbered: Renumbering | None) -> list[str]:
+    if renumbered is None:
+        return []
+    changed = ", ".join(f"{old} is {new}" for old, new in renumbered.levels.items() if old != new)
+    return [f"The levels were named by {renumbered.by}: {changed or 'confirmed as they were'} ({renumbered.reason})."]
+
+
+def _alternative_notes(alternative: Mapping[str, str] | None) -> list[str]:
+    if alternative is None:
+        return []
+    told = ", ".join(f"{old} would be {new}" for old, new in alternative.items())
+    return [f"Counted from the other end: {told}."]
 
 
 def _distance(shape: Shape, point: Point | None) -> float | None:
@@ -301,8 +398,28 @@ def _name(label: int) -> str:
 # ----------------------------------------------------------------------------------------------------- levels
 
 
-def _levels(shapes: Mapping[int, Shape], findings: Findings) -> dict[str, LevelAnatomy]:
-    """Each of L1-L4 with its heights and exclusions."""
+def _qualities(
+    volume: Volume, segmentation: Segmentation, shapes: Mapping[int, Shape], findings: Findings
+) -> dict[str, Quality]:
+    """What the outline of each level is worth, of those whose body was found."""
+    whole = {label: shape.volume_ml for label, shape in shapes.items() if not shape.cut}
+    margins = segmentation.margins or {}
+    found = {}
+    for name, label in LEVEL_IDS.items():
+        body = findings.bodies.get(label)
+        if body is None:
+            continue
+        seen = traits(volume, segmentation.labels, body.vertebra, whole, margins.get(label))
+        quality = shipped().judge(seen, segmentation.sha256)
+        if quality is not None:
+            found[name] = quality
+    return found
+
+
+def _levels(
+    shapes: Mapping[int, Shape], findings: Findings, qualities: Mapping[str, Quality], policy: FindingsPolicy
+) -> dict[str, LevelAnatomy]:
+    """Each of L1-L4 with its heights, exclusions and quality."""
     levels = {}
     for name, label in LEVEL_IDS.items():
         seen = label in shapes and not shapes[label].cut
@@ -310,7 +427,11 @@ def _levels(shapes: Mapping[int, Shape], findings: Findings) -> dict[str, LevelA
         exclusions = list(findings.exclusions.get(name, ()))
         if seen and (implausible := _implausible(name, shapes[label], heights, exclusions)) is not None:
             exclusions.append(implausible)
-        levels[name] = LevelAnatomy(name, seen, tuple(exclusions), heights)
+        quality = None if name not in qualities else round(qualities[name].value, 2)
+        if quality is not None and quality < policy.quality_minimum:
+            told = f"The outline of {name} is of low quality: {quality:.2f}; {policy.quality_minimum:g} is required."
+            exclusions.append(Reason(Code.LOW_QUALITY, told))
+        levels[name] = LevelAnatomy(name, seen, tuple(exclusions), heights, quality)
     return levels
 
 

@@ -26,9 +26,10 @@ from service.domain.result import Measurements, unmeasured
 from service.settings import Settings
 from service.store.engine import Store
 from service.version import software_version
-from service.workflow import artefacts, screening, work
+from service.workflow import artefacts, renumber, screening, work
 from service.workflow.clock import Clock, utc_now
 from service.workflow.pulse import Beat, no_pulse
+from worker.segmentation.renamed import KeptLabels
 from worker.volume import VolumeError
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class ScreenRequest:
     paths: tuple[Path, ...]
     artefacts_dir: Path
     segmentation: Path | None = None  # None: our own networks segment
+    kept: KeptLabels | None = None  # the outlines of an earlier result, under other names: nothing segments
 
 
 ScreenFunction = Callable[[ScreenRequest], Measurements]
@@ -116,10 +118,10 @@ class JobRunner:
         if taken is None:
             log.info("job %d: not for us (taken, ended or not due)", job_id)
             return Outcome.NOT_CLAIMED
-        held, paths, segmentation = taken
+        held, paths, segmentation, kept = taken
         log.info("job %d: attempt %d on study %s", job_id, held.attempt, held.study_uid)
         folder = f"{held.job_id}-{held.token}"  # a stale worker keeps to a folder of its own
-        request = ScreenRequest(paths, self.settings.results_dir / folder, segmentation)
+        request = ScreenRequest(paths, self.settings.results_dir / folder, segmentation, kept)
         with Guard(self, held) as guard:
             outcome = self._measure(held, request, folder, guard)
             if guard.released:
@@ -129,7 +131,7 @@ class JobRunner:
         log.info("job %d: %s", job_id, outcome.value)
         return outcome
 
-    def _claim(self, job_id: int) -> tuple[work.Claim, tuple[Path, ...], Path | None] | None:
+    def _claim(self, job_id: int) -> tuple[work.Claim, tuple[Path, ...], Path | None, KeptLabels | None] | None:
         with self.store.transaction() as session:
             held = work.claim(
                 session,
@@ -145,8 +147,14 @@ class JobRunner:
             # In the claim's transaction, while the study is held: exactly the instances that the key names.
             names = screening.instance_paths(session, held.series_id)
             supplied = screening.segmentation_path(session, held.job_id)
+            kept = renumber.kept(session, held.job_id)
         spool = self.settings.spool_dir
-        return held, tuple(spool / name for name in names), None if supplied is None else spool / supplied
+        paths, segmentation = tuple(spool / name for name in names), None if supplied is None else spool / supplied
+        return held, paths, segmentation, None if kept is None else self._kept(kept)
+
+    def _kept(self, kept: renumber.Kept) -> KeptLabels:
+        folder = self.settings.results_dir / kept.artefacts
+        return KeptLabels(folder, kept.segmenter, kept.segmenter_sha256, kept.renumbering)
 
     def _measure(self, held: work.Claim, request: ScreenRequest, folder: str, guard: Guard) -> Outcome:
         try:

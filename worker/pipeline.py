@@ -36,14 +36,15 @@ from worker import anatomy as anatomy_room
 from worker import pictures
 from worker.predict import Prediction, Predictor
 from worker.segmentation import Segmentation, Segmenter, SuppliedError, SuppliedLabels, load_segmenter
-from worker.segmentation.supplied import check_complete, unused
+from worker.segmentation.renamed import KeptLabels
+from worker.segmentation.supplied import check_usable, unused
 from worker.volume import Volume, load_dicom
 
 LABEL_IDS: Mapping[str, int] = {"L1": 31, "L2": 30, "L3": 29, "L4": 28}
 
 
 class ScreenInput(Protocol):
-    """What the job hands over: the spool's files, a folder for pictures, and a supplied segmentation, if any."""
+    """What the job hands over: the spool's files, a folder for pictures; outlines made by others, or kept, if any."""
 
     @property
     def paths(self) -> tuple[Path, ...]: ...
@@ -51,6 +52,8 @@ class ScreenInput(Protocol):
     def artefacts_dir(self) -> Path: ...
     @property
     def segmentation(self) -> Path | None: ...
+    @property
+    def kept(self) -> KeptLabels | None: ...
 
 
 @dataclass
@@ -105,17 +108,26 @@ class Pipeline:
         watch = Stopwatch()
         with watch.stage("read"):
             volume = load_dicom(request.paths)
-        measurements, segmentation = self.run(volume, request.artefacts_dir, watch, request.segmentation)
+        measurements, segmentation = self.run(volume, request.artefacts_dir, watch, request.segmentation, request.kept)
         with watch.stage("keep"):
-            artefacts.keep_labels(request.artefacts_dir, segmentation.labels, LEVEL_NAMES.keys())
+            kept = (segmentation.labels, LEVEL_NAMES.keys(), segmentation.margins)
+            artefacts.keep_labels(request.artefacts_dir, *kept)
         return measurements
 
     def run(
-        self, volume: Volume, artefacts_dir: Path, watch: Stopwatch | None = None, supplied: Path | None = None
+        self,
+        volume: Volume,
+        artefacts_dir: Path,
+        watch: Stopwatch | None = None,
+        supplied: Path | None = None,
+        kept: KeptLabels | None = None,
     ) -> tuple[Measurements, Segmentation]:
         """Measure one volume and write its pictures; every refusal is a value in the answer."""
         watch = watch or Stopwatch()
-        segmentation, anatomy = self._outline(volume, supplied, watch)
+        if kept is not None:
+            segmentation, anatomy = self._renamed(volume, kept, watch)
+        else:
+            segmentation, anatomy = self._outline(volume, supplied, watch)
         with watch.stage("crop"):
             found, lost = _cut(volume, segmentation, anatomy)
         with watch.stage("predict"):
@@ -137,21 +149,24 @@ class Pipeline:
         return measurements, segmentation
 
     def _outline(self, volume: Volume, supplied: Path | None, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
-        """The supplied vertebrae where they can be used; else our own networks', with a note that says why.
-
-        One whose levels contradict each other stands, and makes the CT not assessable: whoever outlined it may have
-        seen what our networks do not. One that outlines too little to tell is no such sign.
-        """
+        """The supplied vertebrae where they pass the checks that ours do; else ours, with a note that says why."""
         if supplied is None:
             return self._segmented(self.segmenter, volume, watch)
         try:
             found, anatomy = self._segmented(SuppliedLabels(supplied), volume, watch)
-            if anatomy.refusals:
-                check_complete(found.labels)
+            check_usable(found.labels, anatomy)
             return found, anatomy
         except SuppliedError as error:
             found, anatomy = self._segmented(self.segmenter, volume, watch)
             return found, replace(anatomy, notes=(unused(supplied, error), *anatomy.notes))
+
+    def _renamed(self, volume: Volume, kept: KeptLabels, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
+        """The outlines of an earlier result under the names that a person gave them."""
+        with watch.stage("segment"):
+            segmentation = kept.segment(volume)
+        told = kept.told(set(np.unique(segmentation.labels).tolist()))
+        with watch.stage("anatomy"):
+            return segmentation, anatomy_room.assess(volume, segmentation, self.limits, told)
 
     def _segmented(self, segmenter: Segmenter, volume: Volume, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
         with watch.stage("segment"):
@@ -229,7 +244,7 @@ def _level(
 ) -> LevelMeasurement:
     exclusions = seen.exclusions + ((lost,) if lost else ())
     if found is None or prediction is None:
-        return LevelMeasurement(seen.level, seen.in_view, exclusions, heights=seen.heights)
+        return LevelMeasurement(seen.level, seen.in_view, exclusions, heights=seen.heights, quality=seen.quality)
     low, high = found.attenuation.shift_range_hu
     return LevelMeasurement(
         level=seen.level,
@@ -243,6 +258,7 @@ def _level(
         hu_roi_mm2=found.attenuation.roi_mm2,
         hu_shift_range=(round(low, 2), round(high, 2)),
         heights=seen.heights,
+        quality=seen.quality,
     )
 
 

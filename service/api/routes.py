@@ -11,6 +11,7 @@ from service.api import schemas
 from service.api.problems import MEDIA_TYPE
 from service.api.tabular import worklist_csv
 from service.domain.access import Right
+from service.domain.renumber import RenumberingError, mapped, shifted
 from service.domain.result import Category
 from service.domain.states import ReferralState, StudyState
 from service.web.desk import MAX_ID, NO_DELIVERY, NO_REPORT, NO_STUDY, Desk, Needs
@@ -167,6 +168,30 @@ def api_router(desk: Desk) -> APIRouter:
         if detail is None:
             raise HTTPException(404, NO_STUDY)
         return schemas.RerunAnswer(study_uid=study_uid, state=detail.intake.state)
+
+    @router.post(
+        "/studies/{study_uid}/renumber",
+        response_model=schemas.RenumberAnswer,
+        responses=_problems(403, 404, 409),
+        status_code=202,
+        tags=["studies"],
+        dependencies=[REFER],
+    )
+    def renumber(request: Request, study_uid: StudyUid, wanted: schemas.RenumberAction) -> schemas.RenumberAnswer:
+        """Measure the study again under other names of its levels, with the outlines that it has, as a new revision."""
+        require_json(request)
+        try:
+            levels = shifted(wanted.shift) if wanted.shift is not None else mapped(wanted.levels or {})
+        except RenumberingError as error:
+            raise HTTPException(422, f"Levels: {error}.") from error
+        if not wanted.reason.strip():
+            raise HTTPException(422, "Say why the levels are renumbered.")
+        desk.renumber(request, study_uid, levels, wanted.reason)
+        with desk.store.reading() as session:
+            detail = reading.study(session, study_uid)
+        if detail is None:
+            raise HTTPException(404, NO_STUDY)
+        return schemas.RenumberAnswer(study_uid=study_uid, state=detail.intake.state, revision=detail.intake.revision)
 
     @router.get("/outbox", response_model=schemas.OutboxShape, tags=["outbox"], dependencies=[READ])
     def outbox(request: Request) -> schemas.OutboxShape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.domain.result import Category, Interval
 from service.domain.states import DeliveryState, JobState, ReferralState, ReportState, StudyState
@@ -278,6 +278,32 @@ class RerunAnswer(Shape):
     state: StudyState
 
 
+class RenumberAction(BaseModel):
+    """Other names for the levels: a shift, or a mapping from each wrong name to the right one; and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shift: int | None = Field(
+        default=None, ge=-2, le=2, description="places further down; 1: T12 is L1, L1 is L2; 0 confirms the names"
+    )
+    levels: dict[str, str] | None = Field(default=None, max_length=30, description='{"T12": "L1", "L1": "L2"}')
+    reason: str = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RenumberAction:
+        if (self.shift is None) == (self.levels is None):
+            raise ValueError("give either a shift or levels")
+        return self
+
+
+class RenumberAnswer(Shape):
+    """The study waits for the worker under its new names."""
+
+    study_uid: str
+    state: StudyState
+    revision: int
+
+
 class Check(Shape):
     """One thing that must work."""
 
@@ -352,6 +378,7 @@ class ResultLevel(Shape):
     hu_mean: float | None
     hu_roi_mm2: float | None
     heights_mm: ResultHeights
+    quality: float | None = Field(default=None, description="of the outline, 0 to 1; 0.5 and more is good")
 
 
 class ResultReference(Shape):
@@ -391,6 +418,16 @@ class ResultReferenceHu(Shape):
     fat: float | None
 
 
+class ResultRenumbering(Shape):
+    """Whose word the names of the levels are."""
+
+    levels: dict[str, str] = Field(description="name before -> name now, of the result that was renumbered")
+    by: str
+    at: datetime
+    reason: str
+    result_id: int | None = Field(description="the result that was renumbered")
+
+
 class ResultAnatomy(Shape):
     """The spine as found."""
 
@@ -400,6 +437,11 @@ class ResultAnatomy(Shape):
     contrast: str | None
     reference_hu: ResultReferenceHu | None = None  # absent in results of earlier versions
     notes: tuple[str, ...]
+    alternative: dict[str, str] | None = Field(
+        default=None, description="uncertain numbering: each level's name when counted from the other end"
+    )
+    renumbered: ResultRenumbering | None = None
+    quality_basis: Literal["network", "outline"] | None = Field(default=None, description="of the levels' quality")
 
 
 class ResultDecision(Shape):

@@ -31,7 +31,7 @@ class Right(StrEnum):
     """One thing that a role may open."""
 
     READ = "read"  # worklist, studies, results, intake, outbox, reports
-    REFER = "refer"  # steps of the referral loop
+    REFER = "refer"  # steps of the referral loop, other names for the levels
     OPERATE = "operate"  # measure again, send again, retry a destination
     DXA = "dxa"  # bring DXA results in
     AUDIT = "audit"  # read who did what

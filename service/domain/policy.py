@@ -172,6 +172,13 @@ class FindingsPolicy:
     sclerosis_hu: float = _threshold(
         75.0, unit="HU", source="our choice, from digital patients: models/SEGMENTATION.md", low=20, high=1000
     )
+    quality_minimum: float = _threshold(
+        0.5,
+        unit="quality, 0 to 1",
+        source="measured, models/SEGMENTATION.md: 0.5 is the limit that the calibration on digital patients found",
+        low=0,
+        high=1,
+    )
     contrast_vessel_hu: float = _threshold(
         100.0, unit="HU", source=f"{UNVERIFIED}; unenhanced blood is 30-60, muscle up to 75", low=50, high=500
     )

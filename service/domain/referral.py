@@ -131,7 +131,7 @@ def reportable(measurements: Measurements, outcome: Outcome) -> Measurements:
     if outcome.eligible:
         return measurements
     blank = {
-        name: LevelMeasurement(name, level.in_view, level.exclusions, heights=level.heights)
+        name: LevelMeasurement(name, level.in_view, level.exclusions, heights=level.heights, quality=level.quality)
         for name, level in measurements.levels.items()
     }
     return replace(measurements, levels=blank, patient_bmd_interval=None, patient_tbs_interval=None)

@@ -60,6 +60,33 @@ class LevelAnatomy:
     in_view: bool
     exclusions: tuple[Reason, ...] = ()
     heights: Heights | None = None
+    quality: float | None = None  # of the outline, 0..1; None: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Renumbering:
+    """Whose word the names of the levels are, where a person corrected or confirmed them."""
+
+    levels: Mapping[str, str]  # name before -> name now, of the result that was renumbered
+    by: str
+    at: str  # ISO 8601
+    reason: str
+    result_id: int | None = None  # the result that was renumbered
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form used in result.json and in the database."""
+        return {
+            "levels": dict(self.levels),
+            "by": self.by,
+            "at": self.at,
+            "reason": self.reason,
+            "result_id": self.result_id,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Renumbering:
+        """Read back what `as_dict` wrote."""
+        return cls(**stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +110,9 @@ class Anatomy:
     reference_hu: ReferenceHu = ReferenceHu()
     notes: tuple[str, ...] = ()
     refusals: tuple[Reason, ...] = ()  # any of these makes the CT not assessable
+    alternative: Mapping[str, str] | None = None  # uncertain: each level's name when counted from the other anchor
+    renumbered: Renumbering | None = None
+    quality_basis: str | None = None  # what the levels' quality rests on: "network" or "outline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +130,7 @@ class LevelMeasurement:
     hu_roi_mm2: float | None = None
     hu_shift_range: Interval | None = None  # lowest and highest mean when the disc moves by +-3 mm
     heights: Heights | None = None
+    quality: float | None = None  # of the outline, 0..1; None: not known
 
     @property
     def valid(self) -> bool:
@@ -219,6 +250,9 @@ def result_document(
             "contrast": anatomy.contrast,
             "reference_hu": asdict(anatomy.reference_hu),
             "notes": list(anatomy.notes),
+            "alternative": None if anatomy.alternative is None else dict(anatomy.alternative),
+            "renumbered": None if anatomy.renumbered is None else anatomy.renumbered.as_dict(),
+            "quality_basis": anatomy.quality_basis,
         },
         "decision": {
             "category": decision.category.value,
@@ -259,6 +293,7 @@ def _level_document(level: LevelMeasurement | None, name: str) -> dict[str, Any]
             "middle": heights.middle if heights else None,
             "posterior": heights.posterior if heights else None,
         },
+        "quality": level.quality,
     }
 
 

@@ -174,6 +174,7 @@ class JobRow(Table):
     series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
     segmentation_id: Mapped[int | None] = mapped_column(ForeignKey("instances.id"))  # a supplied SEG of the study
     rerun_of_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))  # the same work, asked for again by a person
+    renumbering: Mapped[dict[str, Any] | None]  # Renumbering: the kept outlines are measured under other names
     revision: Mapped[int]
     state: Mapped[str] = mapped_column(String(16), default=JobState.WAITING.value)
     attempts: Mapped[int] = mapped_column(default=0)

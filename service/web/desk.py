@@ -16,7 +16,7 @@ from service.domain.access import LOCAL, Principal, Right
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow import delivery, reading, referral, reporting, rerun
+from service.workflow import delivery, reading, referral, renumber, reporting, rerun
 from service.workflow.clock import Clock, utc_now
 from service.workflow.people import By, SessionRules
 
@@ -86,6 +86,13 @@ class Desk:
             if not reading.knows(session, study_uid):
                 raise HTTPException(404, NO_STUDY)
             rerun.rerun(session, study_uid, **self._by(request))
+
+    def renumber(self, request: Request, study_uid: str, levels: Mapping[str, str], reason: str) -> None:
+        """Have a study measured under other names of its levels; `NotRenumberable` says why not."""
+        with self.store.transaction() as session:
+            if not reading.knows(session, study_uid):
+                raise HTTPException(404, NO_STUDY)
+            renumber.renumber(session, study_uid, levels, reason=reason, **self._by(request))
 
     def resend(self, request: Request, delivery_id: int) -> str:
         """Send one object to its destination again, now; the UID of its study."""

@@ -14,6 +14,7 @@ from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from service.domain.access import Right
+from service.domain.renumber import mapped, shifted
 from service.domain.result import LEVELS
 from service.domain.states import DeliveryState, ReferralState, ReportState, StudyState
 from service.web import words
@@ -189,6 +190,22 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
         desk.rerun(request, study_uid)
         return RedirectResponse(f"/studies/{study_uid}", 303)
 
+    @router.post("/studies/{study_uid}/renumber", dependencies=[REFER])
+    def renumber(
+        request: Request,
+        study_uid: str,
+        names: Annotated[str, Form(pattern="^(alternative|-?[0-2])$")],
+        reason: Annotated[str, Form(max_length=1000)] = "",
+        csrf: Annotated[str, Form(max_length=100)] = "",
+    ) -> Response:
+        """Measure the study again under other names of its levels."""
+        forms.check(request, csrf)
+        if not reason.strip():
+            raise HTTPException(422, "Say why the levels are renumbered.")
+        levels = _alternative(desk, study_uid) if names == "alternative" else shifted(int(names))
+        desk.renumber(request, study_uid, levels, reason)
+        return RedirectResponse(f"/studies/{study_uid}", 303)
+
     @router.post("/deliveries/{delivery_id}/resend", dependencies=[OPERATE])
     def resend(request: Request, delivery_id: RowId, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
         """Send one object to its destination again."""
@@ -263,6 +280,17 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
         return render(request, "audit.html", context)
 
     return router
+
+
+def _alternative(desk: Desk, study_uid: str) -> dict[str, str]:
+    """The names that the result in force offers."""
+    with desk.store.reading() as session:
+        detail = reading.study(session, study_uid)
+    document = None if detail is None else detail.document
+    offered = None if document is None else document["anatomy"].get("alternative")
+    if offered is None:
+        raise HTTPException(409, "The result offers no other names any more.")
+    return mapped(offered)
 
 
 def _back_to_sent(study_uid: str) -> Response:

@@ -7,7 +7,7 @@ The wording follows one rule: no verdict of health and no finding of disease is 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -184,6 +184,11 @@ def _plain(mark: str) -> str:
     if mark.isprintable() or mark == "\n":
         return mark
     return " " if unicodedata.category(mark) == "Zs" else "\ufffd"
+
+
+def renamed(levels: Mapping[str, str]) -> str:
+    """The levels that changed their name: "L1 is L2, L2 is L3"."""
+    return ", ".join(f"{old} is {new}" for old, new in levels.items() if old != new)
 
 
 def ago(value: datetime, now: datetime) -> str:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,15 +43,21 @@ def sources(folder: Path) -> list[str]:
     return names
 
 
-def keep_labels(folder: Path, labels: NDArray[np.uint8], wanted: Collection[int]) -> bool:
-    """Keep uint8 [k, j, i] labels on the sorted slices where any of the wanted ids is among them; whether it is."""
+def keep_labels(
+    folder: Path, labels: NDArray[np.uint8], wanted: Collection[int], margins: Mapping[int, float] | None = None
+) -> bool:
+    """Keep uint8 [k, j, i] labels on the sorted slices where any of the wanted ids is among them; whether it is.
+
+    `margins`: how clearly a network decided on each label, where one did.
+    """
     values: set[int] = set()
     for plane in labels:  # by slice: a whole volume would be widened to 8 bytes a voxel
         values.update(np.flatnonzero(np.bincount(plane.ravel(), minlength=256)).tolist())
     if values.isdisjoint(wanted):
         return False
     content = io.BytesIO()
-    np.savez_compressed(content, labels=labels)
+    leads = np.array(sorted((margins or {}).items()), dtype=np.float64).reshape(-1, 2)
+    np.savez_compressed(content, labels=labels, margins=leads)
     write_durably(folder / LABELS, content.getvalue())
     return True
 
@@ -64,6 +70,17 @@ def labels(folder: Path) -> NDArray[np.uint8]:
     """
     with (folder / LABELS).open("rb") as file, np.load(file, allow_pickle=False) as kept:
         return np.asarray(kept["labels"], dtype=np.uint8)
+
+
+def margins(folder: Path) -> dict[int, float]:
+    """How clearly a network decided on each label that was kept; empty where none did.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: the file is absent or damaged.
+    """
+    with (folder / LABELS).open("rb") as file, np.load(file, allow_pickle=False) as kept:
+        leads = kept["margins"] if "margins" in kept.files else np.zeros((0, 2))  # none in earlier versions' files
+    return {int(label): float(lead) for label, lead in leads}
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -190,7 +190,8 @@ def record(
     )
     session.add(result)
     if outcome.decision.category is Category.REFER:
-        _open_referral(session, study, now, new_images=earlier < held.revision)
+        renumbered = session.get_one(JobRow, held.job_id).renumbering is not None
+        _open_referral(session, study, now, new_images=earlier < held.revision and not renumbered)
     if study.state == StudyState.QUEUED.value:  # a study that receives again stays so; its next close decides
         study.state = StudyState.SCREENED.value
     _correct_segmentation(session, held.job_id, document)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from models.crop import locate
+from models.phantom.grid import Grid
 from models.phantom.patient import draw
-from models.phantom.render import lumbar_grid, render
+from models.phantom.render import render
+from models.phantom.spine import spine_bounds
 from service.domain.reasons import Code
-from service.domain.result import LEVELS, Anatomy, Numbering
+from service.domain.result import LEVELS, Anatomy, Numbering, Renumbering
+from service.domain.vertebrae import VERTEBRAE
+from worker import anatomy as anatomy_room
 from worker.anatomy import assess, measure_shapes
 from worker.segmentation import Segmentation
 from worker.segmentation.base import L5, L6, LEVEL_IDS, S1, SACRUM, T12, LabelArray
 from worker.segmentation.cleaning import clean
+from worker.segmentation.quality import Calibration, Curve
 from worker.volume import Volume
 
 Point = tuple[float, float, float]
@@ -25,9 +31,19 @@ Point = tuple[float, float, float]
 
 @pytest.fixture(scope="module")
 def spine() -> tuple[Volume, LabelArray]:
-    """A digital patient's true labels, T11 to the sacrum, with a hand's breadth of room above and below."""
-    patient = draw(4)
-    rendered = render(patient, lumbar_grid(patient, 2.5, first="T11", last="S1", margin_mm=15.0))
+    """A digital patient's true labels, T11 to the sacrum, with room all round for what ribs there are."""
+    return rendered_spine()
+
+
+def rendered_spine(**settings: str | int | bool) -> tuple[Volume, LabelArray]:
+    patient = draw(4, **settings)
+    low, high = spine_bounds(patient, "T11", "S1")
+    beside, around = 40.0, 15.0
+    grid = Grid.covering(
+        (low[0] - beside, low[1] - around, low[2] - around), (high[0] + beside, high[1] + around, high[2] + around),
+        (2.5,) * 3,
+    )  # fmt: skip
+    rendered = render(patient, grid)
     labels = rendered.labels.copy()
     labels[labels == 34] = 0  # T10's stump at the upper end
     return Volume(rendered.hu_noise_free, rendered.affine), labels
@@ -158,6 +174,109 @@ def test_other_than_five_lumbar_bodies_are_uncertain(
     anatomy = look(volume, odd, centroids(volume, odd))
     assert anatomy.numbering is Numbering.UNCERTAIN
     assert any(why in note for note in anatomy.notes), anatomy.notes
+
+
+FROM_BELOW = {  # names by a network that knows five lumbar bodies and counts up from the sacrum
+    6: {L6: 27, 27: 28, 28: 29, 29: 30, 30: 31, 31: 32, 32: 33, 33: 34},
+    4: {28: 27, 29: 28, 30: 29, 31: 30, 32: 31, 33: 32},
+}
+
+
+@pytest.mark.parametrize(
+    ("count", "why", "offered"),
+    [
+        (6, "The last ribs belong to T11, not to T12.", {"T11": "T12", "T12": "L1", "L1": "L2", "L5": "L6"}),
+        (4, "The last ribs belong to L1, not to T12.", {"T12": "T11", "L1": "T12", "L2": "L1", "L5": "L4"}),
+    ],
+)
+def test_four_and_six_lumbar_bodies_are_seen_by_their_ribs(count: int, why: str, offered: dict[str, str]) -> None:
+    """Both ends of the numbering are in view and every name is in order: only the image can contradict them."""
+    volume, truth = rendered_spine(lumbar_count=count)
+    named = renamed(truth, FROM_BELOW[count])
+    anatomy = look(volume, named, centroids(volume, named))
+    assert anatomy.numbering is Numbering.UNCERTAIN
+    assert why in anatomy.notes
+    assert codes(anatomy) >= {Code.LEVELS_UNCERTAIN}
+    assert anatomy.alternative is not None
+    assert offered.items() <= anatomy.alternative.items()
+    right = renamed(named, {_id(old): _id(new) for old, new in anatomy.alternative.items()})
+    assert np.array_equal(right[truth > S1], truth[truth > S1])
+    decided = assess(volume, Segmentation(right, "test", "0" * 64), renumbered=BY_A_PERSON)
+    assert decided.numbering is Numbering.CERTAIN, decided.notes
+    assert decided.renumbered == BY_A_PERSON
+    assert decided.alternative is None
+    assert "dr" in decided.notes[0]
+    assert not decided.refusals
+
+
+BY_A_PERSON = Renumbering({"L1": "L2"}, by="dr", at="2026-11-28T07:00:00+00:00", reason="ribs on the scout")
+
+
+def _id(name: str) -> int:
+    return next(one.class_id for one in VERTEBRAE if one.name == name)
+
+
+def test_a_persons_word_does_not_cure_bad_outlines(spine: tuple[Volume, LabelArray]) -> None:
+    volume, labels = spine
+    swapped = renamed(labels, {LEVEL_IDS["L2"]: LEVEL_IDS["L3"], LEVEL_IDS["L3"]: LEVEL_IDS["L2"]})
+    anatomy = assess(volume, Segmentation(swapped, "test", "0" * 64), renumbered=BY_A_PERSON)
+    assert anatomy.numbering is Numbering.UNCERTAIN
+    assert "anatomical order" in anatomy.refusals[0].text
+
+
+def curve(coefficient: float) -> Calibration:
+    """A calibration that calls every outline good (or, below 0, bad), by its edge."""
+    return Calibration(None, Curve("outline", None, (0.0, 0.0), (1.0, 1.0), (0.0, coefficient), 0.0, limit=0.5))
+
+
+def test_an_outline_of_low_quality_costs_its_level(
+    spine: tuple[Volume, LabelArray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, labels = spine
+    for coefficient, expected in ((30.0, []), (-30.0, [Code.LOW_QUALITY])):
+        monkeypatch.setattr(anatomy_room, "shipped", partial(curve, coefficient))
+        anatomy = look(volume, labels)
+        assert anatomy.quality_basis == "outline"
+        for name in LEVELS:
+            assert [reason.code for reason in anatomy.levels[name].exclusions] == expected
+            quality = anatomy.levels[name].quality
+            assert quality is not None
+            assert (quality < 0.5) == bool(expected)
+        assert anatomy.numbering is Numbering.CERTAIN  # names are another matter
+
+
+def test_a_t12_without_ribs_is_uncertain() -> None:
+    volume, labels = rendered_spine(ribs=False)
+    anatomy = look(volume, labels, centroids(volume, labels))
+    assert anatomy.numbering is Numbering.UNCERTAIN
+    assert "T12 carries no rib." in anatomy.notes
+    assert anatomy.alternative is None  # nothing to count from
+
+
+def test_ribs_on_l1_are_uncertain() -> None:
+    volume, labels = rendered_spine(t13_ribs=True)
+    anatomy = look(volume, labels, centroids(volume, labels))
+    assert anatomy.numbering is Numbering.UNCERTAIN
+    assert "The last ribs belong to L1, not to T12." in anatomy.notes
+
+
+@pytest.mark.parametrize("cut", ["the top", "the sides"])
+def test_a_truncated_view_never_guesses(spine: tuple[Volume, LabelArray], cut: str) -> None:
+    """L1 to the sacrum are there, whole, rightly named and agreed on; the ribs that would prove it are not."""
+    volume, labels = spine
+    if cut == "the top":
+        end = int(np.argwhere(labels == LEVEL_IDS["L1"])[:, 0].max()) + 2
+        box = (slice(0, end), slice(None), slice(None))
+    else:
+        across = np.argwhere(np.isin(labels, list(LEVEL_IDS.values())))[:, 2]
+        box = (slice(None), slice(None), slice(int(across.min()) - 2, int(across.max()) + 3))
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [float(side.start or 0) for side in box]
+    part, seen = Volume(np.ascontiguousarray(volume.hu[box]), affine), np.ascontiguousarray(labels[box])
+    anatomy = look(part, seen, centroids(part, seen))
+    assert all(anatomy.levels[name].in_view for name in LEVELS)
+    assert anatomy.numbering is Numbering.UNCERTAIN
+    assert "Fewer than two anchors for the numbering (the sacrum right below L5)." in anatomy.notes
 
 
 def test_a_second_opinion_one_level_off_is_uncertain(spine: tuple[Volume, LabelArray]) -> None:

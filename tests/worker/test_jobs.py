@@ -18,14 +18,15 @@ from sqlalchemy import select
 from service.dicom.reports.codes import LEVEL_NAMES
 from service.domain.policy import DEFAULT_POLICY
 from service.domain.reasons import Code
+from service.domain.renumber import shifted
 from service.domain.result import Measurements
 from service.store.engine import Store
 from service.store.tables import InstanceRow, JobRow, ReportRow, ResultRow, StudyRow
-from service.workflow import artefacts, screening, work
+from service.workflow import artefacts, renumber, screening, work
 from service.workflow.clock import utc_now
 from tests.service.workflow import workbench
 from worker.jobs import EXIT_DEADLINE, EXIT_DEAF, EXIT_RELEASED, Ears, JobRunner, Outcome, ScreenRequest
-from worker.volume import VolumeError
+from worker.volume import Volume, VolumeError
 
 
 @pytest.fixture
@@ -120,6 +121,29 @@ def test_the_supplied_segmentation_is_handed_over(store: Store, tmp_path: Path) 
 
     assert Bench(store, tmp_path, job_id).runner(screen).run(job_id) is Outcome.RECORDED
     assert [request.segmentation for request in seen] == [tmp_path / "spool" / path]
+
+
+def test_kept_outlines_and_their_new_names_are_handed_over(bench: Bench) -> None:
+    seen: list[ScreenRequest] = []
+
+    def screen(request: ScreenRequest) -> Measurements:
+        seen.append(request)
+        artefacts.keep_labels(request.artefacts_dir, np.full((60, 4, 4), 30, np.uint8), LEVEL_NAMES.keys(), {30: 0.9})
+        return workbench.measured()
+
+    assert bench.runner(screen).run(bench.job_id) is Outcome.RECORDED
+    with bench.store.transaction() as session:
+        told = {"reason": "six bodies", "actor": "dr", "now": utc_now()}
+        job_id = renumber.renumber(session, "1.2.3", shifted(1), **told)
+    assert bench.runner(screen).run(job_id) is Outcome.RECORDED
+    first, second = (request.kept for request in seen)
+    assert first is None
+    assert second is not None
+    found = second.segment(Volume(np.zeros((60, 4, 4), np.float32), np.eye(4)))
+    assert (np.unique(found.labels).tolist(), found.margins) == ([29], {29: 0.9})  # L2 is L3
+    assert (found.segmenter, found.sha256) == ("fake", "0" * 64)
+    assert second.told({29}).levels == {"L2": "L3"}
+    assert [(row.revision, row.superseded) for row in bench.results()] == [(1, True), (2, False)]
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
+from scipy import ndimage
 
-from service.domain.result import Measurements
+from service.domain.renumber import shifted
+from service.domain.result import Measurements, Numbering, Renumbering
 from service.settings import Settings
 from service.workflow import artefacts
 from tests.foreign_seg import write_foreign_seg
 from worker.jobs import ScreenRequest
 from worker.pipeline import Pipeline
-from worker.segmentation import Segmentation
+from worker.segmentation import Segmentation, SegmentationError
+from worker.segmentation.base import L5, L6, T12
+from worker.segmentation.renamed import KeptLabels
 from worker.start import make_pipeline
-from worker.volume import Volume, load_dicom
+from worker.volume import Volume, load_dicom, load_label_map
 
 EMPTY = "an empty network"
 
@@ -130,20 +136,71 @@ def test_one_that_outlines_too_little_does_not_spoil_the_study(
     assert lacking in measured.anatomy.notes[0]
 
 
-def test_one_that_contradicts_itself_is_believed_in_that(
+def recoded(seg: Path, target: Path, codes: Mapping[str, str]) -> Path:
+    """A segmentation some of whose segments carry another one's code."""
+    dataset = pydicom.dcmread(seg)
+    known = {item.SegmentLabel: item.SegmentedPropertyTypeCodeSequence for item in dataset.SegmentSequence}
+    for item in dataset.SegmentSequence:
+        other = codes.get(item.SegmentLabel.removesuffix(" outlined"))
+        if other:
+            item.SegmentedPropertyTypeCodeSequence = known[f"{other} outlined"]
+    dataset.save_as(target)
+    return target
+
+
+def test_one_whose_levels_fail_the_checks_is_not_used(
     pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path
 ) -> None:
-    """Whoever outlined it may have seen a reason for doubt: our own networks do not overrule it."""
-    dataset = pydicom.dcmread(seg)
-    codes = {item.SegmentLabel: item.SegmentedPropertyTypeCodeSequence for item in dataset.SegmentSequence}
-    for item in dataset.SegmentSequence:
-        swapped = {"L2 outlined": "L3 outlined", "L3 outlined": "L2 outlined"}.get(item.SegmentLabel)
-        if swapped:
-            item.SegmentedPropertyTypeCodeSequence = codes[swapped]
-    dataset.save_as(tmp_path / "swapped.dcm")
-    measured = measure(pipeline, volume, tmp_path / "out", tmp_path / "swapped.dcm")
-    assert (measured.provenance.segmenter or "").startswith("supplied DICOM SEG")
-    assert "LEVELS_UNCERTAIN" in [reason.code.value for reason in measured.refusals]
+    swapped = recoded(seg, tmp_path / "swapped.dcm", {"L2": "L3", "L3": "L2"})
+    measured = measure(pipeline, volume, tmp_path / "out", swapped)
+    assert measured.provenance.segmenter == EMPTY
+    assert "its levels do not pass the checks" in measured.anatomy.notes[0]
+    assert "not in anatomical order" in measured.anatomy.notes[0]
+
+
+def test_one_whose_outlines_are_bad_is_not_used(
+    pipeline: Pipeline, digital_study: Path, volume: Volume, tmp_path: Path
+) -> None:
+    """Rightly named, in order, of plausible size and place: but bone does not end where these outlines do."""
+    image = nibabel.load(digital_study / "labels.nii.gz")
+    inside = ndimage.distance_transform_edt(np.asarray(image.dataobj) > 0, sampling=image.header.get_zooms())
+    tight = np.where(inside > 3.0, np.asarray(image.dataobj), 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(tight, image.affine), tmp_path / "tight.nii.gz")
+    measured = measure(pipeline, volume, tmp_path / "out", tmp_path / "tight.nii.gz")
+    assert measured.provenance.segmenter == EMPTY
+    assert "was not used" in measured.anatomy.notes[0]
+
+
+def test_kept_outlines_are_measured_again_under_a_persons_names(
+    pipeline: Pipeline, digital_study: Path, volume: Volume, tmp_path: Path
+) -> None:
+    """Nothing is segmented: the networks here would find nothing. Who outlined the vertebrae stays who it was."""
+    first, second = tmp_path / "1-1", tmp_path / "2-1"
+    first.mkdir()
+    second.mkdir()
+    truth = load_label_map(digital_study / "labels.nii.gz", volume)
+    names = np.arange(256, dtype=np.uint8)
+    names[L5 : T12 + 3] = [L6, *range(L5, T12 + 2)]  # every level called as the one below it
+    artefacts.keep_labels(first, names[truth], {28}, {28: 0.5})
+    told = Renumbering(shifted(-1), "dr", "2026-11-28T07:00:00+00:00", "ribs on the scout")
+    kept = KeptLabels(first, "who outlined", "d" * 64, told)
+    paths = tuple(sorted((digital_study / "dicom").glob("*.dcm")))
+    measured = pipeline.screen(ScreenRequest(paths, second, None, kept))
+    assert (measured.provenance.segmenter, measured.provenance.segmenter_sha256) == ("who outlined", "d" * 64)
+    assert measured.anatomy.renumbered is not None
+    assert measured.anatomy.renumbered.levels["L2"] == "L1"
+    assert "named by dr" in measured.anatomy.notes[0]
+    assert measured.anatomy.numbering is Numbering.CERTAIN, measured.anatomy.notes
+    assert [level.level for level in measured.valid_levels()] == ["L1", "L2", "L3", "L4"]
+    assert artefacts.margins(second) == {29: 0.5}
+    assert np.array_equal(artefacts.labels(second), truth)
+
+
+def test_kept_outlines_of_another_grid_are_refused(volume: Volume, tmp_path: Path) -> None:
+    artefacts.keep_labels(tmp_path, np.full((3, 4, 5), 28, dtype=np.uint8), {28})
+    kept = KeptLabels(tmp_path, "who outlined", "d" * 64, Renumbering(shifted(1), "dr", "2026-11-28", "seen"))
+    with pytest.raises(SegmentationError, match="kept outlines"):
+        kept.segment(volume)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.98])

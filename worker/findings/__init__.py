@@ -8,7 +8,7 @@ How often it is right is measured by `python -m worker.findings.evaluate` and to
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
@@ -36,6 +36,7 @@ class Findings:
     cobb_deg: float | None
     contrast: str | None
     reference_hu: ReferenceHu
+    bodies: Mapping[int, Body] = field(default_factory=dict)  # by class id: everything that could be measured
 
 
 def find(volume: Volume, labels: LabelArray, whole: Iterable[int], policy: FindingsPolicy) -> Findings:
@@ -61,6 +62,7 @@ def find(volume: Volume, labels: LabelArray, whole: Iterable[int], policy: Findi
         cobb_deg=None if angle is None else round(angle, 1),
         contrast=contrast,
         reference_hu=ReferenceHu(_rounded(found.vessels_hu), _rounded(muscle), _rounded(fat)),
+        bodies=bodies,
     )
 
 

@@ -36,6 +36,9 @@ class Segmentation:
     second_opinion: Mapping[int, Point] | None = (
         None  # level id -> centroid by the coarse network; None: none was asked
     )
+    margins: Mapping[int, float] | None = (
+        None  # level id -> how clearly the network decided, 0..1; None: no network did
+    )
 
 
 class Segmenter(Protocol):

@@ -22,6 +22,7 @@ from torch.nn import functional
 from models.spine_unet import resample
 from worker.segmentation.base import L1, L5, L6, S1, SACRUM, LabelArray, Point, Segmentation
 from worker.segmentation.cleaning import clean, largest_part
+from worker.segmentation.margins import label_margins
 from worker.segmentation.network import Network, load_network
 from worker.segmentation.orientation import Turn
 from worker.segmentation.weights import WeightsError, verify
@@ -65,30 +66,38 @@ class Cascade:
         opinion = _centroids(coarse, volume)
         box = lumbar_box(coarse, volume)
         timings["coarse"] = time.perf_counter() - started
-        labels = np.zeros(volume.hu.shape, dtype=np.uint8)
+        labels, margins = np.zeros(volume.hu.shape, dtype=np.uint8), dict[int, float]()
         if box is not None:
             started = time.perf_counter()
-            labels[box] = self._fine_labels(volume, box)
+            labels[box] = self._fine_labels(volume, box, margins)
             labels = clean(labels, abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000.0)
             timings["fine"] = time.perf_counter() - started
-        return Segmentation(labels, self.name, self.sha256, timings, opinion)
+        return Segmentation(labels, self.name, self.sha256, timings, opinion, margins)
 
     def _coarse_labels(self, volume: Volume) -> LabelArray:
         """Labels [k, j, i] on the volume's axes at the coarse network's spacing."""
         return self._predict(self.coarse, volume, (slice(None), slice(None), slice(None)), upsample=None)
 
-    def _fine_labels(self, volume: Volume, box: Box) -> LabelArray:
-        """Labels [k, j, i] of the box at the CT's own resolution."""
+    def _fine_labels(self, volume: Volume, box: Box, margins: dict[int, float]) -> LabelArray:
+        """Labels [k, j, i] of the box at the CT's own resolution; `margins` is filled with how clear each was."""
         shape = volume.hu[box].shape
-        return self._predict(self.fine, volume, box, upsample=(shape[0], shape[1], shape[2]))
+        return self._predict(self.fine, volume, box, upsample=(shape[0], shape[1], shape[2]), margins=margins)
 
     def _predict(
-        self, network: Network, volume: Volume, box: Box, *, upsample: tuple[int, int, int] | None
+        self,
+        network: Network,
+        volume: Volume,
+        box: Box,
+        *,
+        upsample: tuple[int, int, int] | None,
+        margins: dict[int, float] | None = None,
     ) -> LabelArray:
         turn = Turn.of(volume.affine)
         hu = torch.from_numpy(np.ascontiguousarray(volume.hu[box]))
         small = resample(hu, volume.spacing_mm, network.spacing_mm[0])
         logits = network.logits(torch.from_numpy(turn.to_network(small.numpy())))
+        if margins is not None:
+            margins.update(label_margins(logits, network.label_ids))
         on_axes = torch.stack([torch.from_numpy(turn.to_volume(one.numpy())) for one in logits])
         return _winners(on_axes, network.label_ids, upsample)
 

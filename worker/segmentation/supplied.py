@@ -11,11 +11,15 @@ from scipy import ndimage
 
 from models.spine_unet import file_sha256
 from service.dicom.headers import HeaderError, read_facts
+from service.domain.reasons import Code
+from service.domain.result import Anatomy
 from service.domain.supplied import SUPPLIED
 from worker.segmentation.base import L1, L2, L3, L4, L5, S1, SACRUM, T12, LabelArray, Segmentation
 from worker.segmentation.dicom_seg import SuppliedError, is_dicom, read_header, read_labels
 from worker.volume import Volume, load_label_map
 
+OF_THE_OUTLINES = (Code.NO_SPINE_FOUND, Code.LEVELS_UNCERTAIN, Code.LEVEL_OUT_OF_VIEW)
+FEWEST_GOOD = 2  # a patient's value needs so many levels at least (ISCD 2023)
 CHECKED = {"T12": T12, "L1": L1, "L2": L2, "L3": L3, "L4": L4, "L5": L5}
 
 
@@ -49,6 +53,29 @@ class SuppliedLabels:
         else:
             labels = load_label_map(self._path, volume)
         return Segmentation(labels, self.name, self.sha256, {"segmentation": time.perf_counter() - started})
+
+
+def check_usable(labels: LabelArray, anatomy: Anatomy) -> None:
+    """Whether supplied labels [k, j, i] pass the level checks and the checks of their outlines.
+
+    What is found of the patient (contrast medium, a curve, a broken vertebra) speaks against the CT, not against
+    whoever outlined it. A single bad outline costs its level, as with our own; fewer than two good ones leave no value.
+
+    Raises:
+        SuppliedError: they do not; the text says why.
+    """
+    failed = [reason for reason in anatomy.refusals if reason.code in OF_THE_OUTLINES]
+    if failed:
+        check_complete(labels)
+        raise SuppliedError(f"its levels do not pass the checks: {' '.join(reason.text for reason in failed)}")
+    bad = {
+        name: reason.text
+        for name, level in anatomy.levels.items()
+        for reason in level.exclusions
+        if reason.code in (Code.IMPLAUSIBLE_SHAPE, Code.LOW_QUALITY)
+    }
+    if len(anatomy.levels) - len(bad) < FEWEST_GOOD:
+        raise SuppliedError(f"too few of its outlines pass the checks: {' '.join(bad.values())}")
 
 
 def check_complete(labels: LabelArray) -> None:

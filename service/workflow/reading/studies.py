@@ -30,6 +30,7 @@ from service.workflow.reading.worklists import (
     stage_shown,
     told_by,
 )
+from service.workflow.reporting import SEGMENTATION
 from service.workflow.screening import not_screened_document
 
 
@@ -59,6 +60,11 @@ class ResultLine:
     document: Mapping[str, Any]
     supplied: Supplied | None  # the segmentation that came with the study and was offered to this measurement
     reports: tuple[ReportLine, ...]
+
+    @property
+    def outlined(self) -> bool:
+        """Whether outlines were kept with it: they can be measured under other names."""
+        return self.artefacts is not None and any(report.kind == SEGMENTATION for report in self.reports)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,27 @@ def test_rerun(fresh: Installation) -> None:
     problem(fresh.client.post(path.format("1.2.3"), headers=json), 404)
 
 
+def test_renumber(fresh: Installation) -> None:
+    def ask(uid: str, **body: Any) -> Response:
+        return fresh.client.post(f"{API}/studies/{uid}/renumber", json=body)
+
+    for wrong in ({}, {"shift": 1, "levels": {"L1": "L2"}}, {"shift": 3}, {"levels": {"L1": "liver"}}, {"shift": 1.5}):
+        problem(ask(seed.REFER, reason="seen", **wrong), 422)
+    problem(ask(seed.REFER, shift=1), 422)
+    problem(ask(seed.REFER, shift=1, reason="  "), 422)
+    problem(ask("1.2.3", shift=1, reason="seen"), 404)
+    problem(ask(seed.QUEUED, shift=1, reason="seen"), 409)
+    problem(ask(seed.SHORT_VIEW, shift=1, reason="seen"), 409)  # nothing was outlined
+    before = fresh.client.get(f"{API}/studies/{seed.REFER}").json()["revision"]
+    answer = ask(seed.REFER, levels={"T12": "L1", "L1": "L2", "L2": "L3", "L3": "L4", "L4": "L5"}, reason="seen")
+    assert answer.status_code == 202, answer.text
+    assert answer.json() == {"study_uid": seed.REFER, "state": "queued", "revision": before + 1}
+    assert fresh.client.get(f"{API}/studies/{seed.REFER}/result").status_code == 200  # the old one stands
+    trail = fresh.client.get(f"{API}/audit", params={"subject": seed.REFER}).json()["items"]
+    told = next(line for line in trail if line["action"] == "renumber")
+    assert (told["detail"]["reason"], told["detail"]["levels"]["T12"]) == ("seen", "L1")
+
+
 def test_errors_are_problem_documents(site: Installation) -> None:
     problem(site.client.get("/api/v1/nothing"), 404)
     problem(site.client.get(f"{API}/studies/1.2.3"), 404)

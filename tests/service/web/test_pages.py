@@ -10,7 +10,7 @@ import pytest
 from httpx import Response
 from sqlalchemy import select
 
-from service.store.tables import AuditRow
+from service.store.tables import AuditRow, ResultRow
 from service.web.pages import HERE, picture_path
 from tests.service.web import seed
 from tests.service.web.installation import ORIGIN, Installation, delivery_row, installed, own_url, report_row
@@ -218,6 +218,39 @@ def test_quarantined_study_can_be_tried_again(fresh: Installation) -> None:
     answer = fresh.client.post(f"/studies/{seed.QUARANTINED}/rerun", data=form, follow_redirects=False)
     assert answer.status_code == 303
     assert "waiting for the worker" in page(fresh, "/intake?q=Gustav")
+
+
+def uncertain(site: Installation, alternative: dict[str, str] | None) -> None:
+    """The result in force of one study, with doubtful levels."""
+    with site.store.transaction() as session:
+        rows = session.scalars(select(ResultRow).where(ResultRow.superseded.is_(False))).all()
+        row = next(row for row in rows if row.study.study_uid == seed.REFER)
+        anatomy = {**row.document["anatomy"], "numbering": "uncertain", "alternative": alternative}
+        row.document = {**row.document, "anatomy": anatomy}
+
+
+def test_doubtful_levels_are_renumbered_by_their_form(fresh: Installation) -> None:
+    path = f"/studies/{seed.REFER}"
+    assert "/renumber" not in page(fresh, path)  # certain
+    uncertain(fresh, {"T12": "L1", "L1": "L2", "L2": "L3"})
+    text = page(fresh, path)
+    assert f'action="{path}/renumber"' in text
+    assert "T12 is L1, L1 is L2, L2 is L3" in text
+    assert press(fresh, f"{path}/renumber", names="alternative").status_code == 422  # why?
+    assert press(fresh, f"{path}/renumber", names="5", reason="seen").status_code == 422
+    answer = press(fresh, f"{path}/renumber", names="alternative", reason="six lumbar bodies")
+    assert (answer.status_code, answer.headers["location"]) == (303, path)
+    assert audited(fresh) == ("renumber", seed.REFER)
+    assert "/renumber" not in page(fresh, path)  # it waits for the worker
+    assert press(fresh, f"{path}/renumber", names="1", reason="again").status_code == 409
+
+
+def test_what_the_result_does_not_offer_cannot_be_chosen(fresh: Installation) -> None:
+    uncertain(fresh, None)
+    text = page(fresh, f"/studies/{seed.REFER}")
+    assert "As counted from the other end" not in text
+    assert press(fresh, f"/studies/{seed.REFER}/renumber", names="alternative", reason="seen").status_code == 409
+    assert press(fresh, f"/studies/{seed.REFER}/renumber", names="0", reason="seen").status_code == 303
 
 
 def audited(site: Installation) -> tuple[str, str]:
