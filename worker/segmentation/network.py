@@ -213,9 +213,17 @@ def _pad(image: Tensor, tile: Shape) -> tuple[Tensor, tuple[slice, slice, slice]
 
 
 def _smaller(tile: Shape) -> Shape:
-    """Half the tile, in steps of 32; the smallest one again where there is nothing smaller."""
+    """Half the tile, in steps of 32; the smallest one again where there is nothing smaller.
+
+    One side stays 64: five halvings of 32^3 would leave one voxel, which has no norm of an instance.
+    """
     z, y, x = (max(STEP, n // 2 // STEP * STEP) for n in tile)
-    return (z, y, x) if max(z, y, x) > STEP else tile  # five halvings of 32^3 leave one voxel: no norm of an instance
+    if max(tile) < 2 * STEP:
+        return tile
+    if max(z, y, x) > STEP:
+        return z, y, x
+    z, y, x = (2 * STEP if axis == tile.index(max(tile)) else STEP for axis in range(3))
+    return z, y, x
 
 
 def _shape(image: Tensor) -> Shape:
