@@ -202,7 +202,7 @@ def weights_in_force(settings: Settings) -> Path | None:
     if settings.weights_dir is not None:
         return settings.weights_dir
     imported = settings.data_dir / "weights"
-    return imported if any(imported.glob("Dataset*")) else None
+    return imported if any(imported.glob("[!.]*")) else None  # an unfinished import is refused, not passed over
 
 
 def _cut(volume: Volume, segmentation: Segmentation, anatomy: Anatomy) -> tuple[list[Found], dict[str, Reason]]:

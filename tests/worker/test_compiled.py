@@ -1,5 +1,6 @@
 """The compiled network equals PyTorch; what cannot be compiled is predicted with PyTorch, and says so."""
 
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -12,8 +13,18 @@ import torch
 from torch import nn
 
 from models.resnet50 import BonePredictor, Floats, NetworkConfig, infer
+from models.spine_unet import FINE, build
 from worker import compiled
-from worker.compiled import BATCH, NotCompilable, OpenVinoEngine, TorchEngine, compile_for_cpu, fastest, translate
+from worker.compiled import (
+    BATCH,
+    NotCompilable,
+    OpenVinoEngine,
+    TorchEngine,
+    compile_for_cpu,
+    fastest,
+    fastest_volume,
+    translate,
+)
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +137,8 @@ def test_one_that_gives_other_values_is_not_taken(
         (nn.BatchNorm2d(3, affine=False), "BatchNorm2d"),
         (nn.Flatten(2), "Flatten"),
         (nn.GELU(), "GELU"),
+        (nn.ConvTranspose3d(3, 3, 2, 2, groups=3), "ConvTranspose3d"),
+        (nn.InstanceNorm3d(3), "InstanceNorm3d"),
     ],
 )
 def test_an_operation_without_translation_is_refused_by_name(module: nn.Module, named: str) -> None:
@@ -142,6 +155,50 @@ def test_training_mode_and_value_dependent_code_are_refused() -> None:
         translate(nn.Sequential(nn.ReLU()))
     with pytest.raises(NotCompilable, match="graph cannot be read"):
         translate(Wavers().eval())
+
+
+def unet() -> nn.Module:
+    """A small nnU-Net with random weights and four classes, norms included."""
+    torch.manual_seed(3)
+    made = build(dataclasses.replace(FINE, features=(4, 8, 12), convolutions=(1, 2, 1), classes=tuple("abcd")))
+    for module in made.modules():
+        if isinstance(module, nn.InstanceNorm3d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    return made.eval().requires_grad_(False)
+
+
+def test_a_segmentation_network_gives_pytorchs_logits_in_tiles_of_any_size() -> None:
+    network = unet()
+    made = fastest_volume(network, CPU, torch.float32)
+    assert made is not None
+    rng = np.random.default_rng(4)
+    for tile in ((32, 32, 32), (16, 40, 24)):
+        patch = rng.standard_normal((1, 1, *tile), dtype=np.float32)
+        plain = network(torch.from_numpy(patch)).numpy()
+        assert np.abs(made(patch) - plain).max() < 1e-3 * plain.std()
+        assert (made(patch).argmax(1) == plain.argmax(1)).mean() > 0.999
+
+
+def test_a_segmentation_engine_that_gives_other_classes_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = compiled._compile
+
+    class Off:
+        name = "OpenVINO that errs"
+
+        def __init__(self, engine: OpenVinoEngine) -> None:
+            self.engine = engine
+
+        def __call__(self, pictures: Floats) -> Floats:
+            return np.roll(self.engine(pictures), 1, axis=1)
+
+    monkeypatch.setattr(compiled, "_compile", lambda *given: Off(real(*given)))
+    assert fastest_volume(unet(), CPU, torch.float32) is None
+    assert "OpenVINO that errs gives other classes" in caplog.text
+    assert fastest_volume(unet(), torch.device("cuda"), torch.float16) is None
+    assert fastest_volume(unet(), CPU, torch.bfloat16) is None
 
 
 def test_openvinos_telemetry_is_never_loaded_and_nothing_connects(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from models.phantom.scanner import scan, scanner_rng
 from models.spine_unet import CHECKPOINT, COARSE, FINE, NETWORKS, SUMS_FILE, build, write_network, write_sums
 from service.domain.reasons import Code
 from service.domain.result import LEVELS, Numbering
+from tests.conftest import ROOT
 from worker.anatomy import assess
 from worker.segmentation import (
     SegmentationError,
@@ -179,10 +182,47 @@ def test_running_out_of_gpu_memory_takes_smaller_tiles_then_fails_clearly(segmen
             sizes.append(tuple(patch.shape[2:]))
             raise torch.cuda.OutOfMemoryError("full")
 
-    network = dataclasses.replace(segmenter.fine, module=Full(), tile=(128, 64, 64))
+    network = dataclasses.replace(segmenter.fine, module=Full(), compiled=None, tile=(128, 64, 64))
     with pytest.raises(SegmentationError, match="memory"):
         network.logits(torch.zeros(40, 40, 40))
-    assert sizes == [(128, 64, 64), (64, 32, 32), (32, 32, 32)]
+    assert sizes == [(128, 64, 64), (64, 32, 32)]
+
+
+def test_a_gpu_whose_memory_holds_half_a_tile_goes_on_with_smaller_ones(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Injected (fault 22): the study is segmented on the same device, in smaller tiles, and the log says so."""
+    assert isinstance(segmenter, Cascade)
+    sizes: list[tuple[int, ...]] = []
+    real = segmenter.coarse.module
+
+    class Small(torch.nn.Module):
+        def forward(self, patch: torch.Tensor) -> torch.Tensor:
+            sizes.append(tuple(patch.shape[2:]))
+            if patch.numel() > 64 * 32 * 32:
+                raise torch.OutOfMemoryError("full")
+            answer: torch.Tensor = real(patch)
+            return answer
+
+    moved: list[object] = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *where, **_: moved.append(where) or self)
+    network = dataclasses.replace(segmenter.coarse, module=Small(), compiled=None)
+    logits = network.logits(torch.zeros(40, 34, 20))
+    assert logits.shape == (network.classes, 40, 34, 20)
+    assert sizes[0] == network.tile
+    assert set(sizes[1:]) == {(64, 32, 32)}
+    assert moved == [], "nothing is carried to another device"
+    assert "going on with (64, 32, 32)" in caplog.text
+
+
+def test_memory_of_a_long_ct_is_that_of_its_labels() -> None:
+    """300 slices of 512 x 512 as int16: a byte a voxel for labels, some for the box; a float copy would take four."""
+    command = [sys.executable, "-m", "tests.bench.bench_segment", "--peak", "int16", "--slices", "300"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    told = json.loads(done.stdout.splitlines()[-1])
+    voxels = 300 * 512 * 512
+    assert told["volume"] * 2**30 == 2 * voxels
+    assert (told["peak"] - told["before"]) * 2**30 < 4 * voxels
 
 
 def test_turning_there_and_back_is_the_identity() -> None:
@@ -200,7 +240,7 @@ def test_the_box_holds_the_lumbar_spine_with_its_margins() -> None:
     volume = Volume(np.zeros((100, 180, 180), dtype=np.float32), np.diag([2.0, 2.0, 3.0, 1.0])[:, [2, 1, 0, 3]])
     box = lumbar_box(coarse, volume)
     assert box is not None
-    assert (box[0].start, box[0].stop) == (40 - 17, 80 + 17)
+    assert (box[0].start, box[0].stop) == (40 - 16, 80 + 16)  # 50 mm in whole voxels of 3 mm
     assert (box[1].start, box[1].stop) == (75 - 10, 105 + 10)
     assert lumbar_box(np.zeros_like(coarse), volume) is None
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,30 +20,37 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from models.spine_unet import resample
-from worker.segmentation.base import L1, L5, L6, S1, SACRUM, LabelArray, Point, Segmentation
+from worker.segmentation.base import L1, L5, L6, S1, SACRUM, LabelArray, Point, Segmentation, SegmentationError
 from worker.segmentation.cleaning import clean, largest_part
+from worker.segmentation.grid import Shape, enlarged, nearest, shape_at, shrink
 from worker.segmentation.margins import label_margins
 from worker.segmentation.network import Network, load_network
 from worker.segmentation.orientation import Turn
-from worker.segmentation.weights import WeightsError, verify
+from worker.segmentation.weights import Task, WeightsError, WeightsFolder, verify
 from worker.volume import Volume
 
 MARGIN_MM = 20.0  # around the lumbar box in the axial plane; TotalSegmentator's `crop_addon` for a subset
 MARGIN_ALONG_MM = 50.0  # up and down: the neighbours (T12, S1) must be seen for the level checks
+NEIGHBOUR_MM = 95.0  # that the fine network sees of the lumbar box's end to name a neighbour
 SMALLEST_PART_VOXELS = 8  # of a level at 6 mm: less than this is no second opinion
 
 Box = tuple[slice, slice, slice]
+EVERYTHING: Box = (slice(None), slice(None), slice(None))
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """Two resident networks; `segment` is a pure function of the volume and the weights."""
+    """Two resident networks; `segment` is a pure function of the volume and the weights.
+
+    `task` is set for TotalSegmentator's weights: its spacings, whole HU and labels enlarged to the nearest voxel,
+    so that the labels are those of its own program. Networks of our own (None) are outlined from enlarged logits.
+    """
 
     name: str
     sha256: str
     coarse: Network
     fine: Network
+    task: Task | None = None
 
     @classmethod
     def load(cls, root: Path, device: str) -> Cascade:
@@ -54,52 +62,95 @@ class Cascade:
         return cls(
             name=folder.name,
             sha256=folder.sha256,
-            coarse=load_network(folder.coarse, where),
-            fine=load_network(folder.fine, where),
+            coarse=load_network(folder.coarse, where, _class_map(folder, 0)).fastest(),
+            fine=load_network(folder.fine, where, _class_map(folder, 1)).fastest(),
+            task=folder.task,
         )
 
     def segment(self, volume: Volume) -> Segmentation:
-        """Label the vertebrae of one CT; empty labels where the coarse network finds no vertebra."""
+        """Label the vertebrae of one CT; empty labels where the coarse network finds no vertebra.
+
+        Raises:
+            SegmentationError: the GPU's memory does not hold it.
+        """
+        try:
+            return self._segment(volume)
+        except torch.OutOfMemoryError as error:
+            raise SegmentationError("The GPU's memory does not hold this CT.") from error
+
+    def _segment(self, volume: Volume) -> Segmentation:
         timings: dict[str, float] = {}
         started = time.perf_counter()
         coarse = one_spine(self._coarse_labels(volume))
         opinion = _centroids(coarse, volume)
-        box = lumbar_box(coarse, volume)
+        box = lumbar_box(coarse, volume, MARGIN_ALONG_MM)
         timings["coarse"] = time.perf_counter() - started
         labels, margins = np.zeros(volume.hu.shape, dtype=np.uint8), dict[int, float]()
         if box is not None:
             started = time.perf_counter()
-            labels[box] = self._fine_labels(volume, box, margins)
-            labels = clean(labels, abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000.0)
+            core = lumbar_box(coarse, volume, MARGIN_MM) or box
+            labels[box] = self.labels_in(volume, box, core, margins)
+            labels[box] = clean(labels[box], abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000.0)
             timings["fine"] = time.perf_counter() - started
         return Segmentation(labels, self.name, self.sha256, timings, opinion, margins)
 
+    def labels_in(self, volume: Volume, box: Box, core: Box, margins: dict[int, float] | None = None) -> LabelArray:
+        """The fine network's labels [k, j, i] of the box, not cleaned; `margins` is filled with how clear each was.
+
+        What a tile holds sways its answer, so TotalSegmentator's labels need its own box, the core: L1-L5 with 20 mm
+        around. The neighbours that the level checks look at, beyond it, are then outlined apart, in smaller tiles.
+        """
+        if self.task is None:
+            return self._smooth(volume, box, margins)
+        labels = np.zeros(volume.hu[box].shape, dtype=np.uint8)
+        labels[_within(box, core)] = self._as_theirs(volume, core, self.task, self.fine)
+        for look, keep in neighbours(box, core, volume):
+            shape = shape_at(volume.hu[look].shape, volume.spacing_mm, self.fine.spacing_mm[0])
+            network = self.fine.fitted(Turn.of(volume.affine).shape_to_network(shape))
+            labels[_within(box, keep)] = self._as_theirs(volume, look, self.task, network)[_within(look, keep)]
+        return labels
+
     def _coarse_labels(self, volume: Volume) -> LabelArray:
-        """Labels [k, j, i] on the volume's axes at the coarse network's spacing."""
-        return self._predict(self.coarse, volume, (slice(None), slice(None), slice(None)), upsample=None)
+        """Labels [k, j, i] on the volume's axes at the coarse network's spacing, or the one that its task gives it."""
+        spacing_mm = self.coarse.spacing_mm[0] if self.task is None else self.task.coarse_mm
+        turn, image = self._image(self.coarse, volume, EVERYTHING, spacing_mm)
+        return turn.to_volume(_labels_at(self.coarse, image, spacing_mm))
 
-    def _fine_labels(self, volume: Volume, box: Box, margins: dict[int, float]) -> LabelArray:
-        """Labels [k, j, i] of the box at the CT's own resolution; `margins` is filled with how clear each was."""
-        shape = volume.hu[box].shape
-        return self._predict(self.fine, volume, box, upsample=(shape[0], shape[1], shape[2]), margins=margins)
-
-    def _predict(
-        self,
-        network: Network,
-        volume: Volume,
-        box: Box,
-        *,
-        upsample: tuple[int, int, int] | None,
-        margins: dict[int, float] | None = None,
-    ) -> LabelArray:
-        turn = Turn.of(volume.affine)
-        hu = torch.from_numpy(np.ascontiguousarray(volume.hu[box]))
-        small = resample(hu, volume.spacing_mm, network.spacing_mm[0])
-        logits = network.logits(torch.from_numpy(turn.to_network(small.numpy())))
+    def _smooth(self, volume: Volume, box: Box, margins: dict[int, float] | None = None) -> LabelArray:
+        """Labels [k, j, i] from logits that are enlarged to the CT's grid: nearer to the truth than enlarged labels."""
+        turn, image = self._image(self.fine, volume, box, self.fine.spacing_mm[0])
+        shape = turn.shape_to_network(_shape(volume.hu[box]))
+        logits = self.fine.logits_of(image)
         if margins is not None:
-            margins.update(label_margins(logits, network.label_ids))
-        on_axes = torch.stack([torch.from_numpy(turn.to_volume(one.numpy())) for one in logits])
-        return _winners(on_axes, network.label_ids, upsample)
+            margins.update(label_margins(logits, self.fine.label_ids))
+        return turn.to_volume(_winners(logits, self.fine.label_ids, shape, align_corners=True))
+
+    def _as_theirs(self, volume: Volume, box: Box, task: Task, network: Network) -> LabelArray:
+        """Labels [k, j, i] found at the task's spacing and enlarged to the nearest voxel of the CT."""
+        turn, image = self._image(network, volume, box, task.fine_mm)
+        labels = _labels_at(network, image, task.fine_mm)
+        return turn.to_volume(nearest(labels, turn.shape_to_network(_shape(volume.hu[box]))))
+
+    def _image(self, network: Network, volume: Volume, box: Box, spacing_mm: float) -> tuple[Turn, Tensor]:
+        """The box as the network sees it: its axes, a spacing, normalised intensities [z, y, x], on its device."""
+        turn, hu = Turn.of(volume.affine), volume.hu[box]
+        small = shrink(hu, shape_at(hu.shape, volume.spacing_mm, spacing_mm), network.device)
+        if self.task is not None:
+            # TotalSegmentator hands HU cut to whole numbers to its networks; float32 leaves -999.9999 of -1000
+            small = small.mul_(1024).round_().div_(1024).trunc_()
+        return turn, network.normalised(turn.tensor_to_network(small))
+
+
+def _labels_at(network: Network, image: Tensor, spacing_mm: float) -> LabelArray:
+    """Labels of an image [z, y, x] on its own grid.
+
+    A network whose plans name another spacing gets it, and its logits come back from it, as nnU-Net does.
+    """
+    planned = shape_at(_shape(image), [spacing_mm] * 3, network.spacing_mm[0])
+    seen = image
+    if planned != _shape(image):
+        seen = functional.interpolate(image[None, None], size=planned, mode="trilinear", align_corners=False)[0, 0]
+    return _winners(network.logits_of(seen), network.label_ids, _shape(image), align_corners=False)
 
 
 def one_spine(coarse: LabelArray) -> LabelArray:
@@ -115,7 +166,7 @@ def one_spine(coarse: LabelArray) -> LabelArray:
     return column
 
 
-def lumbar_box(coarse: LabelArray, volume: Volume) -> Box | None:
+def lumbar_box(coarse: LabelArray, volume: Volume, along_mm: float = MARGIN_ALONG_MM) -> Box | None:
     """Where the fine network looks, in the volume's own voxels: L1-L5 with margins; any vertebra where there
     is no lumbar one.
     """
@@ -123,37 +174,70 @@ def lumbar_box(coarse: LabelArray, volume: Volume) -> Box | None:
     found = lumbar if lumbar.any() else coarse > S1
     if not found.any():
         return None
-    along = int(np.argmax(np.abs(volume.affine[2, :3])))  # the array axis that runs feet to head
+    along = _along(volume)
     box = []
-    for axis in range(3):
+    for axis, length in enumerate(volume.hu.shape):
         others = tuple(n for n in range(3) if n != axis)
-        where = np.flatnonzero(found.any(axis=others))
-        ratio = volume.hu.shape[axis] / coarse.shape[axis]
-        margin = (MARGIN_ALONG_MM if axis == along else MARGIN_MM) / volume.spacing_mm[axis]
-        low = max(0, int(np.floor(where[0] * ratio - margin)))
-        high = min(volume.hu.shape[axis], int(np.ceil((where[-1] + 1) * ratio + margin)))
-        box.append(slice(low, high))
+        first, last = enlarged(np.asarray(found.any(axis=others)), length)
+        margin = int((along_mm if axis == along else MARGIN_MM) / volume.spacing_mm[axis])
+        box.append(slice(max(0, first - margin), min(length, last + margin)))
     return box[0], box[1], box[2]
 
 
-def _winners(logits: Tensor, label_ids: Mapping[int, int], upsample: tuple[int, int, int] | None) -> LabelArray:
-    """The label id of the highest logit per voxel; classes are enlarged one at a time, so memory stays that
-    of two volumes.
+def neighbours(box: Box, core: Box, volume: Volume) -> list[tuple[Box, Box]]:
+    """What of the box lies above and below the core: where the fine network looks, and what of that is kept."""
+    along = _along(volume)
+    reach = round(NEIGHBOUR_MM / volume.spacing_mm[along])
+    low, high, first, last = box[along].start, box[along].stop, core[along].start, core[along].stop
+    found = []
+    for look, keep in (
+        (slice(low, min(high, low + reach)), slice(low, first)),
+        (slice(max(low, high - reach), high), slice(last, high)),
+    ):
+        if keep.start < keep.stop:
+            found.append((_with(box, along, look), _with(box, along, keep)))
+    return found
+
+
+def _with(box: Box, axis: int, part: slice) -> Box:
+    k, j, i = (part if n == axis else one for n, one in enumerate(box))
+    return k, j, i
+
+
+def _within(outer: Box, inner: Box) -> Box:
+    """`inner`, counted from the corner of `outer`."""
+    k, j, i = (slice(n.start - o.start, n.stop - o.start) for o, n in zip(outer, inner, strict=True))
+    return k, j, i
+
+
+def _along(volume: Volume) -> int:
+    """The array axis that runs feet to head."""
+    return int(np.argmax(np.abs(volume.affine[2, :3])))
+
+
+def _shape(array: Tensor | npt.NDArray[Any]) -> Shape:
+    k, j, i = array.shape
+    return int(k), int(j), int(i)
+
+
+def _winners(logits: Tensor, label_ids: Mapping[int, int], shape: Shape, *, align_corners: bool) -> LabelArray:
+    """The label id of the highest logit per voxel of another shape; classes are enlarged one at a time, so memory
+    stays that of two volumes.
     """
     best: Tensor | None = None
-    labels = torch.zeros(upsample or tuple(logits.shape[1:]), dtype=torch.uint8)
+    labels = torch.zeros(shape, dtype=torch.uint8, device=logits.device)
     for index, scores in enumerate(logits):
-        if upsample is not None:
-            scores = functional.interpolate(scores[None, None], size=upsample, mode="trilinear", align_corners=True)[
-                0, 0
-            ]
+        if tuple(scores.shape) != shape:
+            scores = functional.interpolate(
+                scores[None, None], size=list(shape), mode="trilinear", align_corners=align_corners
+            )[0, 0]
         if best is None:
             best = scores.clone()
             continue
         wins = scores > best
-        best = torch.where(wins, scores, best)
+        torch.maximum(best, scores, out=best)
         labels[wins] = label_ids.get(index, 0)
-    result: npt.NDArray[np.uint8] = labels.numpy()
+    result: npt.NDArray[np.uint8] = labels.cpu().numpy()
     return result
 
 
@@ -172,6 +256,11 @@ def _centroids(coarse: LabelArray, volume: Volume) -> dict[int, Point]:
         x, y, z = (volume.affine @ np.append(voxel, 1.0))[:3]
         centroids[int(label)] = (float(x), float(y), float(z))
     return centroids
+
+
+def _class_map(folder: WeightsFolder, which: int) -> Mapping[int, str] | None:
+    """Of the coarse (0) or fine (1) network of imported weights; None for our own."""
+    return None if folder.task is None else folder.class_maps[folder.task.datasets[which]]
 
 
 def _device(wanted: str) -> torch.device:

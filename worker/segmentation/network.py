@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import pydoc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,13 @@ from torch import Tensor, nn
 
 from models.resnet50 import has_bf16
 from models.spine_unet import CHECKPOINT, CONFIGURATION, LABEL_IDS
+from worker.compiled import OpenVinoEngine, fastest_volume
 from worker.segmentation.base import SegmentationError
 from worker.segmentation.weights import WeightsError
 
+log = logging.getLogger(__name__)
+
+STEP = 32  # no published network halves its input more than five times
 TILE_STEP = 0.8  # of a tile; TotalSegmentator's choice
 
 Shape = tuple[int, int, int]
@@ -47,42 +52,78 @@ class Network:
     label_ids: Mapping[int, int]  # the network's class -> label id, vertebrae and sacrum only
     classes: int
     precision: torch.dtype  # of the convolutions; logits are summed in float32
+    compiled: OpenVinoEngine | None = None  # takes the module's place on a CPU
 
     def logits(self, hu: Tensor) -> Tensor:
         """HU [z, y, x] at the network's spacing (z up, y to the front, x to the right) -> logits [classes, z,
         y, x].
         """
-        image = (hu.float().clamp(*self.window_hu) - self.mean_hu) / max(self.std_hu, 1e-8)
+        return self.logits_of(self.normalised(hu))
+
+    def normalised(self, hu: Tensor) -> Tensor:
+        """nnU-Net's CTNormalization: HU clipped to the window, centred and scaled."""
+        return (hu.float().clamp(*self.window_hu) - self.mean_hu) / max(self.std_hu, 1e-8)
+
+    def logits_of(self, image: Tensor) -> Tensor:
+        """Normalised intensities [z, y, x] -> logits [classes, z, y, x], on the network's device.
+
+        Where the GPU's memory is too small the tiles become smaller; nothing runs on the CPU unasked (fault 22).
+
+        Raises:
+            SegmentationError: not even the smallest tile fits.
+        """
         tile = self.tile
         while True:
             try:
                 return self._tiled(image, tile)
-            except torch.cuda.OutOfMemoryError as error:
+            except torch.OutOfMemoryError as error:
                 torch.cuda.empty_cache()
-                if max(tile) <= 32:
+                smaller = _smaller(tile)
+                if smaller == tile:
                     raise SegmentationError("The GPU's memory does not hold even the smallest tile.") from error
-                tile = _smaller(tile)
+                log.warning("The GPU's memory does not hold a tile of %s voxels: going on with %s.", tile, smaller)
+                tile = smaller
 
     def _tiled(self, image: Tensor, tile: Shape) -> Tensor:
         padded, inner = _pad(image, tile)
         weight = gaussian(tile).to(self.device)
-        total = torch.zeros((self.classes, *padded.shape))
-        weights = torch.zeros(padded.shape)
-        with torch.inference_mode(), self._autocast():
-            for part in tiles(_shape(padded), tile):
-                scores = self.module(padded[part][None, None].to(self.device))[0].float()
-                total[(slice(None), *part)] += (scores * weight).cpu()
-                weights[part] += weight.cpu()
+        where = tiles(_shape(padded), tile)
+        if len(where) == 1:  # the weights cancel
+            return self._scores(padded[None, None])[(slice(None), *inner)]
+        total = torch.zeros((self.classes, *padded.shape), device=self.device)
+        weights = torch.zeros(padded.shape, device=self.device)
+        for part in where:
+            total[(slice(None), *part)] += self._scores(padded[part][None, None]).mul_(weight)
+            weights[part] += weight
         total /= weights
         return total[(slice(None), *inner)]
+
+    def _scores(self, patch: Tensor) -> Tensor:
+        """One tile [1, 1, z, y, x] -> float32 logits [classes, z, y, x]."""
+        if self.compiled is not None:
+            return torch.from_numpy(self.compiled(patch.numpy())[0])
+        with torch.no_grad(), self._autocast():
+            scores: Tensor = self.module(patch.to(self.device))[0].float()
+            return scores
+
+    def fastest(self) -> Network:
+        """The same network, computed by the fastest engine of this machine that gives its classes."""
+        return replace(self, compiled=fastest_volume(self.module, self.device, self.precision))
+
+    def fitted(self, shape: Shape) -> Network:
+        """The same network with a tile no larger than an image of `shape` needs, in steps that its halvings divide."""
+        z, y, x = (min(size, -(-length // STEP) * STEP) for size, length in zip(self.tile, shape, strict=True))
+        return replace(self, tile=(z, y, x) if max(z, y, x) > STEP else (min(self.tile[0], 2 * STEP), y, x))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
 
-def load_network(folder: Path, device: torch.device) -> Network:
+def load_network(folder: Path, device: torch.device, class_map: Mapping[int, str] | None = None) -> Network:
     """Read plans.json, dataset.json and the checkpoint of one trained nnU-Net; WeightsError names what does
     not fit.
+
+    `class_map` (class -> name) is what imported weights keep in IMPORT.json; None takes dataset.json's own.
     """
     plans, dataset = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
     checkpoint = _read_checkpoint(folder / CHECKPOINT)
@@ -90,6 +131,7 @@ def load_network(folder: Path, device: torch.device) -> Network:
         configuration = _configuration(plans, checkpoint["init_args"].get("configuration", CONFIGURATION))
         intensities = _intensities(plans)
         labels = {str(name): int(index) for name, index in dataset["labels"].items()}
+        names = agreed_names(labels, class_map)
         module = _build(_architecture(configuration), len(labels))
         module.load_state_dict(checkpoint["network_weights"])
         if list(plans["transpose_forward"]) != [0, 1, 2] or len(configuration["patch_size"]) != 3:
@@ -97,15 +139,16 @@ def load_network(folder: Path, device: torch.device) -> Network:
         if configuration["normalization_schemes"] != ["CTNormalization"]:
             raise ValueError("only CT networks are read")
         spacing, tile = configuration["spacing"], configuration["patch_size"]
+        module = module.to(device).eval().requires_grad_(False)
         network = Network(
-            module=module.to(device).eval(),
+            module=module,
             device=device,
             spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
             tile=(int(tile[0]), int(tile[1]), int(tile[2])),
             window_hu=(float(intensities["percentile_00_5"]), float(intensities["percentile_99_5"])),
             mean_hu=float(intensities["mean"]),
             std_hu=float(intensities["std"]),
-            label_ids={index: LABEL_IDS[name] for name, index in labels.items() if name in LABEL_IDS},
+            label_ids={index: LABEL_IDS[name] for index, name in names.items() if name in LABEL_IDS},
             classes=len(labels),
             precision=precision_for(device),
         )
@@ -114,6 +157,24 @@ def load_network(folder: Path, device: torch.device) -> Network:
     if not network.label_ids:
         raise WeightsError(f"{folder / 'dataset.json'} names no vertebra.")
     return network
+
+
+def agreed_names(labels: Mapping[str, int], class_map: Mapping[int, str] | None) -> Mapping[int, str]:
+    """Class -> name: the class map where there is one, which dataset.json's own `labels` may not contradict.
+
+    Raises:
+        ValueError: another number of classes, or a vertebra that is another class in the other.
+    """
+    own = {index: name for name, index in labels.items()}
+    if class_map is None:
+        return own
+    if set(own) != set(class_map):
+        raise ValueError(f"dataset.json has {len(own)} classes, the class map {len(class_map)}")
+    for index, name in own.items():
+        theirs = class_map[index]
+        if name != theirs and not name.isdigit() and (name in LABEL_IDS or theirs in LABEL_IDS):
+            raise ValueError(f"class {index} is {name} in dataset.json and {theirs} in the class map")
+    return class_map
 
 
 def tiles(image: Shape, tile: Shape) -> list[tuple[slice, slice, slice]]:
@@ -152,8 +213,16 @@ def _pad(image: Tensor, tile: Shape) -> tuple[Tensor, tuple[slice, slice, slice]
 
 
 def _smaller(tile: Shape) -> Shape:
-    # Multiples of 32: no published network halves its input more than five times.
-    z, y, x = (max(32, n // 2 // 32 * 32) for n in tile)
+    """Half the tile, in steps of 32; the smallest one again where there is nothing smaller.
+
+    One side stays 64: five halvings of 32^3 would leave one voxel, which has no norm of an instance.
+    """
+    z, y, x = (max(STEP, n // 2 // STEP * STEP) for n in tile)
+    if max(tile) < 2 * STEP:
+        return tile
+    if max(z, y, x) > STEP:
+        return z, y, x
+    z, y, x = (2 * STEP if axis == tile.index(max(tile)) else STEP for axis in range(3))
     return z, y, x
 
 
@@ -189,14 +258,11 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _numpy_scalars() -> list[Any]:
     # nnU-Net's published checkpoints keep their loss log as numpy scalars; these constructors run no foreign
-    # code.
-    return [_scalar_constructor(), np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))]
-
-
-def _scalar_constructor() -> Any:
+    # code. The published ones were written by numpy 1, which called the module numpy.core.
     from numpy._core import multiarray
 
-    return multiarray.scalar
+    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i8")]
+    return [multiarray.scalar, (multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
 
 
 def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:

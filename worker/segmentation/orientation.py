@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
 # TotalSegmentator brings every CT to the closest canonical (RAS) axes; nnU-Net's reader then gives [z, y, x]:
@@ -34,3 +35,17 @@ class Turn:
     def to_volume(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[z, y, x] -> [k, j, i]."""
         return np.ascontiguousarray(apply_orientation(array, self.backward))
+
+    def tensor_to_network(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[k, j, i] -> [z, y, x], on whatever device it is."""
+        flipped = [axis for axis, direction in enumerate(self.forward[:, 1]) if direction < 0]
+        return tensor.flip(flipped).permute(self._order).contiguous()
+
+    def shape_to_network(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """How many voxels [k, j, i] are along [z, y, x]."""
+        z, y, x = (shape[axis] for axis in self._order)
+        return z, y, x
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return tuple(int(axis) for axis in np.argsort(self.forward[:, 0]))
