@@ -26,8 +26,9 @@ from service.domain.result import Measurements, unmeasured
 from service.settings import Settings
 from service.store.engine import Store
 from service.version import software_version
-from service.workflow import artefacts, screening, work
+from service.workflow import artefacts, model, screening, work
 from service.workflow.clock import Clock, utc_now
+from service.workflow.model import InForce
 from service.workflow.pulse import Beat, no_pulse
 from worker.volume import VolumeError
 
@@ -45,11 +46,22 @@ _LOOKS_PER_PATIENCE = 10
 
 @dataclass(frozen=True)
 class ScreenRequest:
-    """One CT to measure: its files, a fresh folder for what is made, and a supplied segmentation to measure with."""
+    """One CT to measure: its files, a fresh folder for what is made, a supplied segmentation, the model in force."""
 
     paths: tuple[Path, ...]
     artefacts_dir: Path
     segmentation: Path | None = None  # None: our own networks segment
+    model: InForce | None = None  # None: whichever is resident
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A claim with what it is to be done on, all of it as the claim's transaction saw it."""
+
+    held: work.Claim
+    paths: tuple[Path, ...]
+    segmentation: Path | None
+    model: InForce
 
 
 ScreenFunction = Callable[[ScreenRequest], Measurements]
@@ -116,10 +128,10 @@ class JobRunner:
         if taken is None:
             log.info("job %d: not for us (taken, ended or not due)", job_id)
             return Outcome.NOT_CLAIMED
-        held, paths, segmentation = taken
+        held = taken.held
         log.info("job %d: attempt %d on study %s", job_id, held.attempt, held.study_uid)
         folder = f"{held.job_id}-{held.token}"  # a stale worker keeps to a folder of its own
-        request = ScreenRequest(paths, self.settings.results_dir / folder, segmentation)
+        request = ScreenRequest(taken.paths, self.settings.results_dir / folder, taken.segmentation, taken.model)
         with Guard(self, held) as guard:
             outcome = self._measure(held, request, folder, guard)
             if guard.released:
@@ -129,7 +141,7 @@ class JobRunner:
         log.info("job %d: %s", job_id, outcome.value)
         return outcome
 
-    def _claim(self, job_id: int) -> tuple[work.Claim, tuple[Path, ...], Path | None] | None:
+    def _claim(self, job_id: int) -> Taken | None:
         with self.store.transaction() as session:
             held = work.claim(
                 session,
@@ -145,8 +157,10 @@ class JobRunner:
             # In the claim's transaction, while the study is held: exactly the instances that the key names.
             names = screening.instance_paths(session, held.series_id)
             supplied = screening.segmentation_path(session, held.job_id)
+            in_force = model.in_force(session, self.settings.models_dir)  # to the study's end, whatever is promoted
         spool = self.settings.spool_dir
-        return held, tuple(spool / name for name in names), None if supplied is None else spool / supplied
+        segmentation = None if supplied is None else spool / supplied
+        return Taken(held, tuple(spool / name for name in names), segmentation, in_force)
 
     def _measure(self, held: work.Claim, request: ScreenRequest, folder: str, guard: Guard) -> Outcome:
         try:

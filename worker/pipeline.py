@@ -87,6 +87,7 @@ class Pipeline:
     predictor: Predictor
     device: str
     limits: FindingsPolicy = field(default_factory=FindingsPolicy)
+    gate_passed: bool = False  # the model was promoted at this site after it passed the gate
 
     @classmethod
     def load(cls, settings: Settings, package: Path, segmenter: Segmenter | None = None) -> Pipeline:
@@ -129,6 +130,7 @@ class Pipeline:
             anatomy=anatomy,
             provenance=self._provenance(segmentation),
             model_synthetic_only=self.predictor.synthetic_only,
+            model_gate_passed=self.gate_passed,
             patient_bmd_interval=_rounded_pair(patient.bmd_interval, 4) if patient else None,
             patient_tbs_interval=_rounded_pair(patient.tbs_interval, 4) if patient else None,
             refusals=anatomy.refusals,

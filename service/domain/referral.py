@@ -6,8 +6,9 @@ The order of the questions:
    a level of L1-L4 outside the field make it ineligible; fewer than two valid levels leave too little.
    Either way: **not-assessable**, and no patient value is given.
 2. Who decides? The network, for the kind of patients it was validated on: digital ones. For a real patient
-   the CT-attenuation rule on L1 does, until a model has passed its gate on this site's patients *and* the
-   site has verified a young-adult reference; the network's values stand beside it, called investigational.
+   the CT-attenuation rule on L1 does, until a model that learned from people has been promoted after passing its
+   gate on this site's patients, *and* the site has verified a young-adult reference, *and* its policy lets the
+   network decide; until then the network's values stand beside it, called investigational.
 3. What does the driver say?
 
    | driver | refer | indeterminate | no-flag |
@@ -337,7 +338,7 @@ def _judge(
     policy: ReferralPolicy,
 ) -> _Finding:
     """Let the driver of this kind of patient decide; what does not drive stands beside it as a note."""
-    validated = patient.synthetic or (policy.network_gate_passed and not measurements.model_synthetic_only)
+    validated = patient.synthetic or _may_drive(measurements, policy)
     if patient.synthetic or (validated and isinstance(reference, Reference) and values.reference is not None):
         finding = _network_finding(values, reference, policy)
         notes = [_DIGITAL] if patient.synthetic else []
@@ -347,6 +348,15 @@ def _judge(
         notes += [reference] if isinstance(reference, Reason) else []
     finding = replace(finding, reasons=(*finding.reasons, *notes))
     return finding if patient.tags_checked else _without_no_flag(finding)
+
+
+def _may_drive(measurements: Measurements, policy: ReferralPolicy) -> bool:
+    """Whether the network may decide for a real patient: all three, or the attenuation does.
+
+    The site lets it; its model has learned from people; and a person promoted it here after it passed the gate.
+    """
+    learned_from_people = not measurements.model_synthetic_only
+    return policy.network_gate_passed and learned_from_people and measurements.model_gate_passed
 
 
 _DIGITAL = Reason(Code.DIGITAL_PATIENT, "A digital patient, compared with a simulated cohort of 20 to 44 years.")

@@ -118,6 +118,7 @@ class Measurements:
     anatomy: Anatomy
     provenance: Provenance
     model_synthetic_only: bool = True  # the model was validated on digital patients only
+    model_gate_passed: bool = False  # a person promoted it here after it passed this site's gate on people
     patient_bmd_interval: Interval | None = None
     patient_tbs_interval: Interval | None = None
     refusals: tuple[Reason, ...] = ()  # CT-wide reasons found in the pixels
@@ -221,6 +222,7 @@ def result_document(
             "model": provenance.model,
             "model_sha256": provenance.model_sha256,
             "model_synthetic_only": measurements.model_synthetic_only if provenance.model else None,
+            "model_gate_passed": measurements.model_gate_passed if provenance.model else None,
             "segmenter": provenance.segmenter,
             "segmenter_sha256": provenance.segmenter_sha256,
             "device": provenance.device,

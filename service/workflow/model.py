@@ -1,13 +1,54 @@
-"""Which model is in force, as a job's key names it (this service reads manifests, never weights)."""
+"""Which model is in force: what a job's key names, what the worker loads, what may decide.
+
+The pointer is the newest row of `active_model`; before there is one, and whenever it points to a shipped model, the one
+that ships with this release is in force. This service reads manifests, never weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import exists, inspect, select
+from sqlalchemy.orm import Session
+
 import models.package
+from service.domain.promotion import Verdict
+from service.settings import Settings
+from service.store.engine import Store, make_engine
+from service.store.tables import ActiveModelRow, ModelRow
 
 PACKAGES = Path(models.package.__file__).parent / "packages"
+REFERENCE = "reference-0.3.0"  # what is in force where nothing else was promoted
+SHIPPED, TRAINED, IMPORTED = "shipped", "trained", "imported"
+PROMOTE, ROLLBACK = "promote", "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """One model as the worker takes it: where it lies, what it must hash to, and whether it may decide."""
+
+    name: str  # with its version
+    sha256: str  # of its manifest
+    folder: Path
+    gate_passed: bool  # promoted here, after it passed this site's gate on people
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """The model that ships with this release, from its manifest."""
+
+    manifest: models.package.Manifest
+    sha256: str
+    folder: Path
+
+
+def shipped_model(packages: Path = PACKAGES, name: str = REFERENCE) -> Shipped:
+    """The reference package; its weights are verified by whoever loads them."""
+    raw = (packages / name / models.package.MANIFEST).read_bytes()
+    manifest = models.package.Manifest.from_json(raw.decode("utf-8"))
+    return Shipped(manifest, hashlib.sha256(raw).hexdigest(), packages / name)
 
 
 def shipped_model_key(packages: Path = PACKAGES) -> str:
@@ -19,3 +60,57 @@ def shipped_model_key(packages: Path = PACKAGES) -> str:
     for manifest in sorted(packages.glob(f"*/{models.package.MANIFEST}")):
         digest.update(manifest.read_bytes())
     return digest.hexdigest()
+
+
+def model_key(session: Session) -> str:
+    """What names the model in force in a job's key: another model makes new work of the same images."""
+    row = pointed_at(session)
+    return shipped_model_key() if row is None or row.origin == SHIPPED else row.sha256
+
+
+def in_force(session: Session, models_dir: Path) -> InForce:
+    """The model in force as this transaction sees it."""
+    row = pointed_at(session)
+    if row is None or row.origin == SHIPPED:
+        return _shipped_in_force()
+    folder = models_dir / row.path / "package"
+    return InForce(f"{row.name}-{row.version}", row.sha256, folder, gate_passed(session, row.sha256))
+
+
+def in_force_here(settings: Settings) -> InForce:
+    """The model in force at an installation, whether its database has been made or not."""
+    url = settings.sqlalchemy_url
+    if not settings.database_url and not Path(url.removeprefix("sqlite:///")).exists():
+        return _shipped_in_force()
+    store = Store(make_engine(url))
+    try:
+        with store.reading() as session:
+            if not inspect(session.connection()).has_table(ActiveModelRow.__tablename__):
+                return _shipped_in_force()
+            return in_force(session, settings.models_dir)
+    finally:
+        store.close()
+
+
+def _shipped_in_force() -> InForce:
+    shipped = shipped_model()
+    manifest = shipped.manifest
+    return InForce(f"{manifest.name}-{manifest.version}", shipped.sha256, shipped.folder, gate_passed=False)
+
+
+def gate_passed(session: Session, sha256: str | None) -> bool:
+    """Whether this model passed this site's gate and a person promoted it, and it knows people's bones.
+
+    A model that drives referrals needs all of it; one whose verdict was overturned since loses it.
+    """
+    row = session.scalars(select(ModelRow).where(ModelRow.sha256 == (sha256 or ""))).one_or_none()
+    if row is None or row.synthetic_only or row.verdict is None:
+        return False
+    promoted = exists().where(ActiveModelRow.model_id == row.id, ActiveModelRow.action == PROMOTE)
+    return Verdict.from_dict(row.verdict).passed and bool(session.scalar(select(promoted)))
+
+
+def pointed_at(session: Session) -> ModelRow | None:
+    """The row that the pointer names; None before there is a pointer."""
+    newest = select(ModelRow).join(ActiveModelRow, ActiveModelRow.model_id == ModelRow.id)
+    return session.scalars(newest.order_by(ActiveModelRow.number.desc()).limit(1)).one_or_none()
