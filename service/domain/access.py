@@ -34,6 +34,7 @@ class Right(StrEnum):
     REFER = "refer"  # steps of the referral loop
     OPERATE = "operate"  # measure again, send again, retry a destination
     DXA = "dxa"  # bring DXA results in
+    MODELS = "models"  # promote models, roll back, take packages in and out
     AUDIT = "audit"  # read who did what
 
 
@@ -41,7 +42,7 @@ GRANTS: Mapping[Role, frozenset[Right]] = {
     Role.VIEWER: frozenset({Right.READ}),
     Role.CLINICIAN: frozenset({Right.READ, Right.REFER, Right.DXA}),
     Role.PACS_ADMIN: frozenset({Right.READ, Right.OPERATE, Right.AUDIT}),
-    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.AUDIT}),
+    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.MODELS, Right.AUDIT}),
 }
 
 

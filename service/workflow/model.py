@@ -79,17 +79,25 @@ def in_force(session: Session, models_dir: Path) -> InForce:
 
 def in_force_here(settings: Settings) -> InForce:
     """The model in force at an installation, whether its database has been made or not."""
-    url = settings.sqlalchemy_url
-    if not settings.database_url and not Path(url.removeprefix("sqlite:///")).exists():
+    if not has_registry(settings):
         return _shipped_in_force()
-    store = Store(make_engine(url))
+    store = Store(make_engine(settings.sqlalchemy_url))
     try:
         with store.reading() as session:
-            if not inspect(session.connection()).has_table(ActiveModelRow.__tablename__):
-                return _shipped_in_force()
             return in_force(session, settings.models_dir)
     finally:
         store.close()
+
+
+def has_registry(settings: Settings) -> bool:
+    """Whether the installation has a database with a registry of models; none is made for the question."""
+    if not settings.database_url and not Path(settings.sqlalchemy_url.removeprefix("sqlite:///")).exists():
+        return False
+    engine = make_engine(settings.sqlalchemy_url)
+    try:
+        return inspect(engine).has_table(ActiveModelRow.__tablename__)
+    finally:
+        engine.dispose()
 
 
 def _shipped_in_force() -> InForce:

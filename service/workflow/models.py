@@ -305,7 +305,7 @@ def _against(verdict: Verdict | None, champion: ModelRow) -> tuple[Reason, ...]:
         text = "This model has not been evaluated at this site beside the model in force."
         return (Reason(Code.GATE_NOT_JUDGED, text),)
     reasons = verdict.reasons
-    if verdict.champion_sha256 not in (None, champion.sha256):
+    if verdict.champion_sha256 != champion.sha256:
         text = f"It was held against another model than the one in force ({_called(champion)}): evaluate both anew."
         reasons = (*reasons, Reason(Code.GATE_OTHER_CHAMPION, text))
     return reasons
