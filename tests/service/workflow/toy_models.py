@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,16 @@ def package(folder: Path, version: str = "1", *, synthetic_only: bool = False, f
     return write_package(folder, manifest, tensors, f"# site {version}\n", {"config.json": "{}\n"})
 
 
-def run(folder: Path, version: str = "1", champion: str | None = None, **changes: Any) -> Path:
+def run(
+    folder: Path,
+    version: str = "1",
+    champion: str | None = None,
+    make: Callable[..., ModelPackage] = package,
+    **changes: Any,
+) -> Path:
     """What a finished training run left: package and reports; `changes` spoil the candidate's report."""
     made = {name: changes.pop(name) for name in ("synthetic_only", "finished") if name in changes}
-    sha256 = package(folder / "package", version, **made).sha256
+    sha256 = make(folder / "package", version, **made).sha256
     reports = {"candidate": passing(sha256, **changes), "champion": passing(champion or shipped_model().sha256)}
     for name, report in reports.items():
         (folder / "report" / name).mkdir(parents=True)
