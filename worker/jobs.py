@@ -52,6 +52,7 @@ class ScreenRequest:
     artefacts_dir: Path
     segmentation: Path | None = None  # None: our own networks segment
     model: InForce | None = None  # None: whichever is resident
+    shadow: InForce | None = None  # its values are kept beside the result
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Taken:
     paths: tuple[Path, ...]
     segmentation: Path | None
     model: InForce
+    shadow: InForce | None
 
 
 ScreenFunction = Callable[[ScreenRequest], Measurements]
@@ -131,7 +133,9 @@ class JobRunner:
         held = taken.held
         log.info("job %d: attempt %d on study %s", job_id, held.attempt, held.study_uid)
         folder = f"{held.job_id}-{held.token}"  # a stale worker keeps to a folder of its own
-        request = ScreenRequest(taken.paths, self.settings.results_dir / folder, taken.segmentation, taken.model)
+        request = ScreenRequest(
+            taken.paths, self.settings.results_dir / folder, taken.segmentation, taken.model, taken.shadow
+        )
         with Guard(self, held) as guard:
             outcome = self._measure(held, request, folder, guard)
             if guard.released:
@@ -158,9 +162,10 @@ class JobRunner:
             names = screening.instance_paths(session, held.series_id)
             supplied = screening.segmentation_path(session, held.job_id)
             in_force = model.in_force(session, self.settings.models_dir)  # to the study's end, whatever is promoted
+            beside = model.in_shadow(session, self.settings.models_dir)
         spool = self.settings.spool_dir
         segmentation = None if supplied is None else spool / supplied
-        return Taken(held, tuple(spool / name for name in names), segmentation, in_force)
+        return Taken(held, tuple(spool / name for name in names), segmentation, in_force, beside)
 
     def _measure(self, held: work.Claim, request: ScreenRequest, folder: str, guard: Guard) -> Outcome:
         try:

@@ -72,6 +72,7 @@ class ModelSwitch:
         """Measure one CT."""
         if request.model is not None:
             self._take(request.model)
+            self._take_shadow(request.shadow)
         return self._pipeline.screen(request)
 
     def _take(self, model: InForce) -> None:
@@ -82,6 +83,19 @@ class ModelSwitch:
         self._pipeline = replace(
             self._pipeline, predictor=predictor, device=predictor.device, gate_passed=model.gate_passed
         )
+
+    def _take_shadow(self, model: InForce | None) -> None:
+        """The candidate in shadow beside it; one that cannot be loaded casts none, and holds no study up."""
+        resident = self._pipeline.shadow
+        if model is not None and resident is not None and resident.sha256 == model.sha256:
+            return
+        loaded = None
+        if model is not None:
+            try:
+                loaded = load_predictor(model, self._settings)
+            except Exception:
+                log.exception("the model in shadow (%s) cannot be loaded; the study goes on without it", model.name)
+        self._pipeline = replace(self._pipeline, shadow=loaded)
 
 
 def load_predictor(model: InForce, settings: Settings) -> Predictor:

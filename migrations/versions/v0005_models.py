@@ -1,4 +1,4 @@
-"""Models: the packages known here, and the pointer to the one in force with its history.
+"""Models: the packages known here, the pointer to the one in force with its history, and what one in shadow said.
 
 Revision ID: 0005
 Revises: 0003
@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("signature", sa.String(length=64), nullable=True),
         sa.Column("verdict", sa.JSON(), nullable=True),
         sa.Column("judged_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("shadow_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("created_by", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
@@ -52,9 +53,27 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_active_model")),
         sa.UniqueConstraint("number", name=op.f("uq_active_model_number")),
     )
+    op.create_table(
+        "shadow_values",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("result_id", sa.Integer(), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("beside_sha256", sa.String(length=64), nullable=False),
+        sa.Column("bmd_g_cm2", sa.Double(), nullable=False),
+        sa.Column("tbs", sa.Double(), nullable=False),
+        sa.Column("levels", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_shadow_values_model_id_models")),
+        sa.ForeignKeyConstraint(["result_id"], ["results.id"], name=op.f("fk_shadow_values_result_id_results")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_shadow_values")),
+        sa.UniqueConstraint("result_id", "model_id", name=op.f("uq_shadow_values_result_id")),
+    )
+    op.create_index(op.f("ix_shadow_values_beside_sha256"), "shadow_values", ["beside_sha256"], unique=False)
 
 
 def downgrade() -> None:
     """Go one version down."""
+    op.drop_index(op.f("ix_shadow_values_beside_sha256"), table_name="shadow_values")
+    op.drop_table("shadow_values")
     op.drop_table("active_model")
     op.drop_table("models")

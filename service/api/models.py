@@ -60,10 +60,41 @@ class ModelShape(Shape):
     against: tuple[ReasonShape, ...] = Field(description="why it could not be promoted now")
     verdict: VerdictShape | None = Field(description="null: not judged at this site")
     judged_at: datetime | None
+    shadow_since: datetime | None = Field(description="it sees live studies, and decides nothing")
     provenance: dict[str, Any]
     signature: str | None = Field(description="HMAC-SHA256 of this site over all hashes; null: it ships")
     created_at: datetime
     created_by: str
+
+
+class DifferenceShape(Shape):
+    """Shadow minus in force, over so many studies."""
+
+    n: int
+    mean: float
+    limits: tuple[float, float] | None = Field(description="of agreement (mean -+ 1.96 SD); null for one study")
+
+
+class AgreementShape(Shape):
+    """How a model that is or was in shadow agrees with the one in force on the same live studies."""
+
+    since: datetime | None
+    bmd_g_cm2: DifferenceShape | None
+    tbs: DifferenceShape | None
+
+
+class ModelDetail(ModelShape):
+    """One model with its agreement in shadow."""
+
+    agreement: AgreementShape
+
+
+class Shadow(BaseModel):
+    """Whether a candidate sees live studies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shadow: bool = True
 
 
 class MoveShape(Shape):
@@ -109,10 +140,19 @@ def models_router(desk: Desk) -> APIRouter:
         """Every model, which one is in force, and how it came to be."""
         return ModelsShape.model_validate(work.registry(request))
 
-    @router.get("/{model_id}", response_model=ModelShape, dependencies=[READ])
-    def one(request: Request, model_id: RowId) -> ModelShape:
-        """One model with every answer of the gate."""
-        return ModelShape.model_validate(work.show(request, model_id))
+    @router.get("/{model_id}", response_model=ModelDetail, dependencies=[READ])
+    def one(request: Request, model_id: RowId) -> ModelDetail:
+        """One model with every answer of the gate, and how it agrees in shadow."""
+        shape = ModelShape.model_validate(work.show(request, model_id))
+        agreement = AgreementShape.model_validate(work.agreement(model_id))
+        return ModelDetail(**shape.model_dump(), agreement=agreement)
+
+    @router.post("/{model_id}/shadow", response_model=ModelShape, dependencies=[MODELS])
+    def shadow(request: Request, model_id: RowId, wanted: Shadow) -> ModelShape:
+        """Let a candidate see live studies beside the model in force (one at a time), or no more (`shadow`: false)."""
+        require_json(request)
+        step = work.begin_shadow if wanted.shadow else work.end_shadow
+        return ModelShape.model_validate(step(request, model_id))
 
     @router.post("/{model_id}/promote", response_model=ModelShape, dependencies=[MODELS])
     def promote(request: Request, model_id: RowId, decision: Decision) -> Any:

@@ -111,6 +111,14 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadowed:
+    """What a model that is not in force says of the same vertebrae: compared, never reported, and decides nothing."""
+
+    model_sha256: str
+    levels: Mapping[str, tuple[float, float]]  # BMD in g/cm2, TBS
+
+
+@dataclass(frozen=True, slots=True)
 class Measurements:
     """Everything that the worker measured on one CT."""
 
@@ -123,6 +131,7 @@ class Measurements:
     patient_tbs_interval: Interval | None = None
     refusals: tuple[Reason, ...] = ()  # CT-wide reasons found in the pixels
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    shadow: Shadowed | None = None
 
     def valid_levels(self) -> list[LevelMeasurement]:
         """The levels that count, in order L1 to L4."""

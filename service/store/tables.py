@@ -433,6 +433,7 @@ class ModelRow(Table):
     signature: Mapped[str | None] = mapped_column(String(64))  # this site's, over the hashes
     verdict: Mapped[dict[str, Any] | None]  # of this site's gate; None: not judged here
     judged_at: Mapped[datetime | None]
+    shadow_since: Mapped[datetime | None]  # it sees live studies beside the one in force, and decides nothing
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(64))
 
@@ -455,3 +456,20 @@ class ActiveModelRow(Table):
     by: Mapped[str] = mapped_column(String(64))
 
     model: Mapped[ModelRow] = relationship()
+
+
+class ShadowRow(Table):
+    """What a model in shadow said of a study, beside the result that counts; no page of the study shows it."""
+
+    __tablename__ = "shadow_values"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    result_id: Mapped[int] = mapped_column(ForeignKey("results.id"))
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    beside_sha256: Mapped[str] = mapped_column(String(64), index=True)  # of the model that made the result
+    bmd_g_cm2: Mapped[float]  # means over the levels that the result used
+    tbs: Mapped[float]
+    levels: Mapped[dict[str, Any]]  # {"L1": [BMD, TBS], ...}
+    created_at: Mapped[datetime]
+
+    __table_args__ = (UniqueConstraint("result_id", "model_id"),)

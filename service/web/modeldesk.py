@@ -14,6 +14,7 @@ from fastapi import HTTPException, Request
 from service.web.desk import Desk, by
 from service.workflow import models
 from service.workflow.packages import Library
+from service.workflow.shadow import Agreement
 
 NO_MODEL = "There is no such model."
 Found = TypeVar("Found")
@@ -60,6 +61,22 @@ class ModelDesk:
             with desk.store.transaction() as session:
                 desk.note(session, request, "model.promote.refused", f"model:{model_id}", reason=reason, codes=codes)
             raise
+
+    def agreement(self, model_id: int) -> Agreement:
+        """How a model that is or was in shadow agrees with the one in force."""
+        with self.desk.store.reading() as session:
+            return models.agreement(session, model_id)
+
+    def begin_shadow(self, request: Request, model_id: int) -> models.ModelLine:
+        """Let a candidate see live studies."""
+        asked = by(request, self.desk.clock)
+        with self.desk.store.transaction() as session:
+            return _known(lambda: models.begin_shadow(session, model_id, asked, library=self.library))
+
+    def end_shadow(self, request: Request, model_id: int) -> models.ModelLine:
+        """Let it see no more."""
+        with self.desk.store.transaction() as session:
+            return _known(lambda: models.end_shadow(session, model_id, by(request, self.desk.clock)))
 
     def rollback(self, request: Request, reason: str, person: str | None) -> models.ModelLine:
         """Bring back the model that was in force before."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.responses import RedirectResponse
@@ -36,7 +36,8 @@ def models_page_router(desk: Desk, pages: Pages) -> APIRouter:
         model = next((line for line in found.models if line.id == model_id), None)
         if model is None:
             raise HTTPException(404, NO_MODEL)
-        return pages.render(request, "model.html", {"found": found, "model": model})
+        context = {"found": found, "model": model, "agreement": work.agreement(model_id)}
+        return pages.render(request, "model.html", context)
 
     @router.post("/models/{model_id}/promote", dependencies=[MODELS])
     def promote(request: Request, model_id: RowId, reason: Why = "", csrf: Token = "") -> Response:
@@ -44,6 +45,15 @@ def models_page_router(desk: Desk, pages: Pages) -> APIRouter:
         pages.forms.check(request, csrf)
         work.promote(request, model_id, _reason(reason), None)
         return RedirectResponse("/models", 303)
+
+    @router.post("/models/{model_id}/shadow", dependencies=[MODELS])
+    def shadow(
+        request: Request, model_id: RowId, wanted: Annotated[Literal["begin", "end"], Form()], csrf: Token = ""
+    ) -> Response:
+        """Let a candidate see live studies, or no more, then back to its page."""
+        pages.forms.check(request, csrf)
+        (work.begin_shadow if wanted == "begin" else work.end_shadow)(request, model_id)
+        return RedirectResponse(f"/models/{model_id}", 303)
 
     @router.post("/models/rollback", dependencies=[MODELS])
     def rollback(request: Request, reason: Why = "", csrf: Token = "") -> Response:

@@ -77,6 +77,15 @@ def in_force(session: Session, models_dir: Path) -> InForce:
     return InForce(f"{row.name}-{row.version}", row.sha256, folder, gate_passed(session, row.sha256))
 
 
+def in_shadow(session: Session, models_dir: Path) -> InForce | None:
+    """The model that sees live studies beside the one in force, and decides nothing; None: there is none."""
+    shadows = select(ModelRow).where(ModelRow.shadow_since.is_not(None)).order_by(ModelRow.shadow_since.desc())
+    row = session.scalars(shadows.limit(1)).one_or_none()
+    if row is None:
+        return None
+    return InForce(f"{row.name}-{row.version}", row.sha256, models_dir / row.path / "package", gate_passed=False)
+
+
 def in_force_here(settings: Settings) -> InForce:
     """The model in force at an installation, whether its database has been made or not."""
     if not has_registry(settings):

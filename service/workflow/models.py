@@ -20,6 +20,7 @@ from service.domain.promotion import Verdict, judge
 from service.domain.reasons import Code, Reason
 from service.store.tables import ActiveModelRow, AuditRow, DxaScanRow, InstanceRow, ModelRow, SeriesRow, StudyRow
 from service.store.upsert import insert_missing
+from service.workflow import shadow
 from service.workflow.model import IMPORTED, PROMOTE, ROLLBACK, SHIPPED, TRAINED, shipped_model
 from service.workflow.packages import Kept, Library, PackageRefused, patient_words
 from service.workflow.people import By
@@ -71,6 +72,7 @@ class ModelLine:
     provenance: Mapping[str, Any]
     verdict: Verdict | None
     judged_at: datetime | None
+    shadow_since: datetime | None  # it sees live studies beside the one in force
     signature: str | None
     created_at: datetime
     created_by: str
@@ -132,6 +134,7 @@ def enrol_shipped(session: Session, now: datetime) -> None:
         "signature": None,
         "verdict": None,
         "judged_at": None,
+        "shadow_since": None,
         "created_at": now,
         "created_by": ACTOR,
     }
@@ -208,6 +211,7 @@ def _enter(session: Session, kept: Kept, origin: str, by: By, run_id: str | None
         "signature": kept.signature,
         "verdict": None,
         "judged_at": None,
+        "shadow_since": None,
         "created_at": by.now,
         "created_by": by.actor,
     }
@@ -273,6 +277,7 @@ def promote(
     against = _against(verdict, champion)
     if against:
         raise NotPromotable(against)
+    row.shadow_since = None
     _move(session, pointer, row, PROMOTE, why, by)
     detail = {"from": _called(champion), "reason": why, "person": (person or by.actor)[:64]}
     _audit(session, by, "model.promote", row, gate=policy.gate_label, **detail)
@@ -297,6 +302,49 @@ def rollback(session: Session, reason: str, by: By, *, person: str | None = None
     detail = {"from": _called(now_in_force), "reason": why, "person": (person or by.actor)[:64]}
     _audit(session, by, "model.rollback", before.model, **detail)
     return show(session, before.model_id)
+
+
+def begin_shadow(session: Session, model_id: int, by: By, *, library: Library) -> ModelLine:
+    """Let a candidate see live studies beside the model in force, in place of any other; it needs no verdict for that.
+
+    Raises:
+        NoModel: there is none.
+        ModelError: it is in force, or ships.
+        PackageRefused: the package is no longer what was entered.
+    """
+    enrol_shipped(session, by.now)
+    row = _row(session, model_id, held=True)
+    if row.id == _in_force(session)[1].id or row.origin == SHIPPED:
+        raise ModelError("only a candidate can be in shadow")
+    library.load(row.path, row.hashes, row.signature)
+    shadow.only(session, row, by.now)
+    _audit(session, by, "model.shadow.begin", row)
+    return show(session, row.id)
+
+
+def end_shadow(session: Session, model_id: int, by: By) -> ModelLine:
+    """Let a candidate see no more studies; what it said of those that it saw is kept.
+
+    Raises:
+        NoModel: there is none.
+        ModelError: it is not in shadow.
+    """
+    enrol_shipped(session, by.now)
+    row = _row(session, model_id, held=True)
+    if row.shadow_since is None:
+        raise ModelError("this model is not in shadow")
+    shadow.only(session, None, by.now)
+    _audit(session, by, "model.shadow.end", row)
+    return show(session, row.id)
+
+
+def agreement(session: Session, model_id: int) -> shadow.Agreement:
+    """How a model that is or was in shadow agrees with the one in force now.
+
+    Raises:
+        NoModel: there is none.
+    """
+    return shadow.agreement(session, _row(session, model_id), _in_force(session)[1].sha256)
 
 
 def _against(verdict: Verdict | None, champion: ModelRow) -> tuple[Reason, ...]:
@@ -457,6 +505,7 @@ def _line(row: ModelRow, champion: ModelRow) -> ModelLine:
         provenance=row.provenance,
         verdict=verdict,
         judged_at=row.judged_at,
+        shadow_since=row.shadow_since,
         signature=row.signature,
         created_at=row.created_at,
         created_by=row.created_by,

@@ -44,7 +44,7 @@ from service.store.tables import (
     StudyRow,
 )
 from service.version import software_version
-from service.workflow import locks, model, reporting, work
+from service.workflow import locks, model, reporting, shadow, work
 
 SCREEN = "screen"
 ACTOR = "osteogate"  # stands in the audit where no person acted
@@ -198,6 +198,7 @@ def record(
     _correct_segmentation(session, held.job_id, document)
     session.add(_decision_audit(study, outcome.decision, held, now))
     session.flush()
+    shadow.keep(session, result, measurements.shadow, outcome.patient, now)
     reporting.promise(session, result, labelled=labelled, now=now)
     return result
 

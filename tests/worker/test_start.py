@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from models.inputs import InputConfig
 from models.package import Interval, Manifest, ModelPackage, PackageError, write_package
@@ -18,7 +19,7 @@ from models.resnet50 import BonePredictor, NetworkConfig
 from service.domain.policy import DEFAULT_POLICY
 from service.domain.result import LEVELS, Measurements
 from service.store.engine import Store
-from service.store.tables import JobRow, ResultRow
+from service.store.tables import JobRow, ResultRow, ShadowRow
 from service.workflow import models
 from service.workflow.model import REFERENCE
 from service.workflow.models import ModelLine
@@ -26,7 +27,7 @@ from service.workflow.packages import Library
 from tests.service.workflow import toy_models, workbench
 from worker import start
 from worker.jobs import JobRunner, Outcome, ScreenRequest
-from worker.pipeline import Pipeline
+from worker.pipeline import Found, Pipeline, Stopwatch
 from worker.predict import Predictor
 from worker.start import ModelSwitch, package_path
 
@@ -52,8 +53,9 @@ class Predicts(Pipeline):
     """The pipeline without images: what the resident network says of four grey vertebrae."""
 
     def screen(self, request: ScreenRequest) -> Measurements:  # type: ignore[override]
-        slabs = np.full((4, 9, 128, 128), 100, dtype=np.int16)
-        found = self.predictor.predict(slabs)
+        slabs = SimpleNamespace(hu=np.full((9, 128, 128), 100, dtype=np.int16))
+        cut = [Found(name, None, slabs, None) for name in LEVELS]  # type: ignore[arg-type]
+        found = self.predictor.predict([one.slabs for one in cut])
         made = workbench.measured()
         levels = {
             name: replace(made.levels[name], bmd_g_cm2=round(one.bmd_g_cm2, 4))
@@ -66,6 +68,7 @@ class Predicts(Pipeline):
             provenance=self._provenance(segmentation),  # type: ignore[arg-type]
             model_synthetic_only=self.predictor.synthetic_only,
             model_gate_passed=self.gate_passed,
+            shadow=self._shadowed(cut, Stopwatch()),
         )
 
 
@@ -138,6 +141,9 @@ def test_the_next_study_takes_the_promoted_model_and_a_running_one_ends_with_its
         ("site-1", pytest.approx(0.8, abs=1e-3), True),
     ]
     _an_altered_model_fails_its_jobs(site, switch)
+    with site.store.transaction() as session:
+        models.rollback(session, "too many flags", toy_models.BY)
+    _a_shadow_is_kept_beside_and_holds_nothing_up(site, switch)
 
 
 def _an_altered_model_fails_its_jobs(site: Site, switch: ModelSwitch) -> None:
@@ -154,6 +160,33 @@ def _an_altered_model_fails_its_jobs(site: Site, switch: ModelSwitch) -> None:
     weights.write_bytes(content)
     assert site.screen_one(switch) is Outcome.RECORDED
     assert site.results()[-1][0] == "site-2"
+
+
+def _a_shadow_is_kept_beside_and_holds_nothing_up(site: Site, switch: ModelSwitch) -> None:
+    second = site.lines[1]
+    with site.store.transaction() as session:
+        models.begin_shadow(session, second.id, toy_models.BY, library=site.library)
+    assert site.screen_one(switch) is Outcome.RECORDED
+    with site.store.reading() as session:
+        [said] = session.scalars(select(ShadowRow))
+        result = session.scalars(select(ResultRow).order_by(ResultRow.id.desc()).limit(1)).one()
+    assert (said.result_id, said.model_id, said.beside_sha256) == (result.id, second.id, site.lines[0].sha256)
+    assert said.bmd_g_cm2 == pytest.approx(0.9, abs=1e-3)
+    assert result.bmd_g_cm2 == pytest.approx(0.8, abs=1e-3)
+    assert second.sha256 not in json.dumps(result.document)
+    with site.store.transaction() as session:
+        found = models.agreement(session, second.id)
+        models.end_shadow(session, second.id, toy_models.BY)
+    assert found.bmd_g_cm2 is not None
+    assert (found.bmd_g_cm2.n, found.bmd_g_cm2.limits) == (1, None)
+    assert found.bmd_g_cm2.mean == pytest.approx(0.1, abs=2e-3)
+    assert site.screen_one(switch) is Outcome.RECORDED  # seen by the one in force alone
+    with site.store.transaction() as session:
+        models.begin_shadow(session, second.id, toy_models.BY, library=site.library)
+    (site.library.root / second.sha256 / "package" / "weights.safetensors").write_bytes(b"")
+    assert site.screen_one(switch) is Outcome.RECORDED  # a shadow that cannot be loaded is cast by nothing
+    with site.store.reading() as session:
+        assert session.scalar(select(func.count()).select_from(ShadowRow)) == 1
 
 
 def test_another_package_in_its_folder_is_not_what_was_put_in_force(site: Site) -> None:

@@ -117,6 +117,26 @@ def test_a_package_goes_out_and_comes_in_at_another_site(site: Installation, tmp
     assert most_bytes(f"{API}/1/promote") == MAX_BODY_BYTES
 
 
+def test_a_candidate_goes_into_shadow_and_out_again(site: Installation, tmp_path: Path) -> None:
+    line = candidate(site, tmp_path, n_patients_real=0)
+    path = f"{API}/{line.id}/shadow"
+    assert site.client.post(path, json={}).json()["shadow_since"] is not None
+    assert site.client.get(f"{API}/{line.id}").json()["agreement"] == {
+        "since": "2026-11-23T09:30:00Z", "bmd_g_cm2": None, "tbs": None,
+    }  # fmt: skip
+    page = site.client.get(f"/models/{line.id}", headers=PAGE).text
+    assert "No study yet" in page
+    assert "End the shadow" in page
+    assert site.client.post(path, json={"shadow": False}).json()["shadow_since"] is None
+    assert site.client.post(path, json={"shadow": False}).status_code == 409
+    assert site.client.post(f"{API}/1/shadow", json={}).status_code == 409
+    assert site.client.post(f"{API}/77/shadow", json={}).status_code == 404
+    found = re.search(r'name="csrf" value="([0-9a-f]+)"', page)
+    assert found
+    form = {"csrf": found[1], "wanted": "begin"}
+    assert "End the shadow" in site.client.post(f"/models/{line.id}/shadow", data=form, headers=PAGE).text
+
+
 def test_the_pages_tell_who_and_why_and_the_forms_move_the_pointer(site: Installation, tmp_path: Path) -> None:
     page = site.client.get("/models", headers=PAGE).text
     assert "No other model yet" in page
