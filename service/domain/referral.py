@@ -344,7 +344,7 @@ def _judge(
         notes = [_DIGITAL] if patient.synthetic else []
     else:
         finding = _attenuation_finding(measurements, policy)
-        notes = [] if validated or values.bmd_g_cm2 is None else [_INVESTIGATIONAL]
+        notes = [] if validated or values.bmd_g_cm2 is None else [_beside(measurements)]
         notes += [reference] if isinstance(reference, Reason) else []
     finding = replace(finding, reasons=(*finding.reasons, *notes))
     return finding if patient.tags_checked else _without_no_flag(finding)
@@ -359,10 +359,20 @@ def _may_drive(measurements: Measurements, policy: ReferralPolicy) -> bool:
     return policy.network_gate_passed and learned_from_people and measurements.model_gate_passed
 
 
+def _beside(measurements: Measurements) -> Reason:
+    """Why the network's values only stand beside the decision."""
+    passed = measurements.model_gate_passed and not measurements.model_synthetic_only
+    return _NOT_ALLOWED if passed else _INVESTIGATIONAL
+
+
 _DIGITAL = Reason(Code.DIGITAL_PATIENT, "A digital patient, compared with a simulated cohort of 20 to 44 years.")
 _INVESTIGATIONAL = Reason(
     Code.NETWORK_INVESTIGATIONAL,
     "The network's BMD and TBS are investigational: it was not validated on this site's patients, and did not decide.",
+)
+_NOT_ALLOWED = Reason(
+    Code.NETWORK_INVESTIGATIONAL,
+    "The network's BMD and TBS are investigational: this site's policy lets it decide for nobody, and it did not.",
 )
 
 

@@ -3,6 +3,7 @@
     <data>/models/<sha256 of the manifest>/package/    the package (models.package)
     <data>/models/<sha256>/report/candidate.json       its evaluation on the locked test set
     <data>/models/<sha256>/report/champion.json        that of the model it was held against, on the same patients
+    <data>/models/<sha256>/report/run.json             the SHA-256 of the training run's manifest
 
 An export is a ZIP of exactly these files with `signature.json`: the SHA-256 of each, and an HMAC-SHA256 over them by
 the key of the site that wrote it. The key never leaves its site, so another site can check the hashes (nothing was
@@ -38,6 +39,7 @@ from service.settings import MIB, Settings
 
 PACKAGE, REPORT = "package", "report"
 CANDIDATE, CHAMPION = f"{REPORT}/candidate.json", f"{REPORT}/champion.json"
+RUN = "run.json"
 SIGNATURE = "signature.json"
 FORMAT = 1
 MAX_FILES = 64
@@ -92,14 +94,19 @@ class Library:
 
     # --- keeping ------------------------------------------------------------------------------------------------
 
-    def keep(self, package: Path, reports: Mapping[str, Path]) -> Kept:
+    def keep(self, package: Path, reports: Mapping[str, Path], run_manifest: Path | None = None) -> Kept:
         """Copy a package and its reports (`candidate`, `champion`) here; what is here already is verified and kept.
+
+        Of the run's own manifest only its hash is kept: it names studies and patients.
 
         Raises:
             PackageRefused: a file is missing, altered or unreadable.
         """
         with self._draft() as draft:
             (draft / REPORT).mkdir()
+            if run_manifest is not None:
+                told = json.dumps({"run_manifest_sha256": _sha256(run_manifest)}) + "\n"
+                (draft / REPORT / RUN).write_text(told, encoding="utf-8")
             for name, report in reports.items():
                 _read_report(report)
                 shutil.copyfile(report, draft / REPORT / f"{name}.json")
@@ -107,13 +114,13 @@ class Library:
             return self._settle(draft)
 
     def keep_run(self, run_dir: Path) -> Kept:
-        """Keep what a finished training run left: its package, and the reports on candidate and champion.
+        """Keep what a finished training run left: package, reports on candidate and champion, the manifest's hash.
 
         Raises:
             PackageRefused: a file is missing, altered or unreadable.
         """
         reports = {name: run_dir / REPORT / name / "report.json" for name in ("candidate", "champion")}
-        return self.keep(run_dir / PACKAGE, reports)
+        return self.keep(run_dir / PACKAGE, reports, run_dir / MANIFEST)
 
     def load(self, path: str, hashes: Mapping[str, str], signature: str | None) -> ModelPackage:
         """The package kept at `path`, its own files verified, and everything as it was when this site signed it.
@@ -152,8 +159,11 @@ class Library:
         home = self.root / package.sha256
         draft.chmod(0o755)  # mkdtemp lets nobody else in; the worker may be another user
         if not home.exists():
-            with suppress(FileExistsError):
+            try:
                 draft.replace(home)
+            except OSError:  # another process was first with the same package
+                if not home.exists():
+                    raise
         elif told_by is None:
             for report in (draft / REPORT).iterdir():
                 report.replace(home / REPORT / report.name)

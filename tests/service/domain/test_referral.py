@@ -273,6 +273,8 @@ def test_the_network_needs_switch_gate_reference_and_people(
     assert (outcome.patient.percent_yam is not None) is verified
     validated = allowed and promoted and not synthetic_only
     assert (Code.NETWORK_INVESTIGATIONAL in codes(outcome)) is not validated
+    told = " ".join(reason.text for reason in outcome.decision.reasons)
+    assert ("policy lets it decide for nobody" in told) is (promoted and not synthetic_only and not allowed)
 
 
 @pytest.mark.parametrize(

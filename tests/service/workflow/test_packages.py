@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import stat
@@ -49,7 +50,7 @@ def zipped(files: Members) -> io.BytesIO:
     return out
 
 
-def test_a_run_is_kept_under_its_hash_with_every_files_hash(home: Library, kept: Kept) -> None:
+def test_a_run_is_kept_under_its_hash_with_every_files_hash(home: Library, kept: Kept, tmp_path: Path) -> None:
     folder = home.root / kept.sha256
     assert sorted(kept.hashes) == sorted(
         f"{file.parent.name}/{file.name}" for file in folder.rglob("*") if file.is_file()
@@ -60,6 +61,10 @@ def test_a_run_is_kept_under_its_hash_with_every_files_hash(home: Library, kept:
     assert home.load(kept.path, kept.hashes, kept.signature).sha256 == kept.sha256
     assert sorted(path.name for path in home.root.iterdir()) == [kept.sha256]  # no draft is left
     assert kept.reports["candidate"]["model_sha256"] == kept.sha256
+    manifest = (tmp_path / "run" / "manifest.json").read_bytes()
+    run = json.loads((folder / "report" / "run.json").read_text())
+    assert run == {"run_manifest_sha256": hashlib.sha256(manifest).hexdigest()}
+    assert b"4711" not in b"".join(members(exported(home, kept)).values())  # it names studies, and stays at home
 
 
 def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def run(
     for name, report in reports.items():
         (folder / "report" / name).mkdir(parents=True)
         (folder / "report" / name / "report.json").write_text(json.dumps(report))
+    (folder / "manifest.json").write_text('{"studies": ["1.2.840.55.4711"]}')
     return folder
 
 
