@@ -760,13 +760,11 @@ def run_train(options: argparse.Namespace) -> int:
 def run_evaluate(options: argparse.Namespace) -> int:
     """`osteogate evaluate`."""
     from models.evaluation import evaluate_package
-    from worker.start import package_path
 
     settings = Settings()
     young_adults = _young_adults(options.cohort, _policy(settings))
-    report = evaluate_package(
-        package_path(options.model, settings), options.cohort, options.out, young_adults, options.comparators_from
-    )
+    package = _package_folder(options.model, settings)
+    report = evaluate_package(package, options.cohort, options.out, young_adults, options.comparators_from)
     print(json.dumps(report["per_vertebra"], indent=2))
     print(options.out / "report.html")
     return 0
@@ -784,15 +782,37 @@ def _young_adults(cohort: Path, policy: Policy) -> dict[str, float] | None:
     return {entry.sex: entry.mean_g_cm2 for entry in entries} or None
 
 
+def _package_folder(told: str, settings: Settings) -> Path:
+    """The package that a person means: a folder, or one of the installation's, or one that ships.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from service.workflow import models
+    from service.workflow.model import has_registry
+    from service.workflow.packages import Library
+
+    if (Path(told) / "manifest.json").is_file():
+        return Path(told)
+    if has_registry(settings):
+        with _store(settings).transaction() as session:
+            models.enrol_shipped(session, _shell().now)
+            return models.folder(session, models.find(session, told), Library.of(settings))
+    from worker.start import package_path  # it loads torch, which the service's image has not
+
+    return package_path(told, settings)
+
+
 def run_models_list(_: argparse.Namespace) -> int:
     """`osteogate models list`: without an installation the packages that ship."""
     from service.workflow import models
     from service.workflow.clock import utc_now
     from service.workflow.model import has_registry
-    from worker.start import packages
 
     settings = Settings()
     if not has_registry(settings):
+        from worker.start import packages
+
         for package in packages():
             print(f"{package.name}  {package.path}")
         return 0
@@ -822,10 +842,9 @@ def run_models_show(options: argparse.Namespace) -> int:
     from service.workflow import models
     from service.workflow.clock import utc_now
     from service.workflow.model import has_registry
-    from worker.start import package_path
 
     settings = Settings()
-    package = ModelPackage.load(package_path(options.model, settings))
+    package = ModelPackage.load(_package_folder(options.model, settings))
     print(package.model_card())
     if not has_registry(settings):
         return 0
@@ -880,11 +899,10 @@ def run_models_judge(options: argparse.Namespace) -> int:
     from service.workflow import models
     from service.workflow.model import in_force_here
     from service.workflow.packages import Library
-    from worker.start import package_path
 
     settings = Settings()
     policy, library = _policy(settings), Library.of(settings)
-    folders = {"candidate": package_path(options.model, settings), "champion": in_force_here(settings).folder}
+    folders = {"candidate": _package_folder(options.model, settings), "champion": in_force_here(settings).folder}
     young_adults = _young_adults(options.cohort, policy)
     with tempfile.TemporaryDirectory() as folder:
         reports = {name: Path(folder) / name / "report.json" for name in folders}

@@ -173,7 +173,11 @@ def test_models_from_the_command_line(
     promote = ["models", "promote", "site-1", "--reason", "agrees with our DXA", "--person", "Dr. Ito"]
     assert main(promote) == 1
     assert "GATE_NOT_JUDGED" in capsys.readouterr().err
-    judge = ["models", "judge", "site-1", "--cohort", str(cohort), "--folds", "9"]
+    assert main(["models", "show", "2"]) == 0
+    assert "site-1" in capsys.readouterr().out
+    assert main(["models", "show", "nothing"]) == 1
+    assert "no model package 'nothing'" in capsys.readouterr().err
+    judge = ["models", "judge", "2", "--cohort", str(cohort), "--folds", "9"]
     people[0] = 10
     assert main(judge) == 1
     assert "BAD GATE_FEW_PATIENTS: 10 people" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import IO, Any
 
 from sqlalchemy import or_, select
@@ -22,7 +23,7 @@ from service.store.tables import ActiveModelRow, AuditRow, DxaScanRow, InstanceR
 from service.store.upsert import insert_missing
 from service.workflow import shadow
 from service.workflow.model import IMPORTED, PROMOTE, ROLLBACK, SHIPPED, TRAINED, shipped_model
-from service.workflow.packages import Kept, Library, PackageRefused, patient_words
+from service.workflow.packages import PACKAGE, Kept, Library, PackageRefused, patient_words
 from service.workflow.people import By
 
 ACTOR = "osteogate"
@@ -489,6 +490,20 @@ def find(session: Session, told: str) -> int:
     if len(found) != 1:
         raise NoModel(f"no model package {told!r}" if not found else f"{len(found)} models are called {told!r}")
     return found[0]
+
+
+def folder(session: Session, model_id: int, library: Library) -> Path:
+    """Where a model's package lies.
+
+    Raises:
+        NoModel: there is none, or it shipped with another release.
+    """
+    row, shipped = _row(session, model_id), shipped_model()
+    if row.origin != SHIPPED:
+        return library.root / row.path / PACKAGE
+    if row.sha256 != shipped.sha256:
+        raise NoModel(f"{_called(row)} shipped with another release")
+    return shipped.folder
 
 
 def _line(row: ModelRow, champion: ModelRow) -> ModelLine:
