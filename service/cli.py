@@ -27,6 +27,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.domain.policy import Policy
     from service.store.engine import Store
+    from service.workflow.models import ModelLine
     from service.workflow.people import By
 
 Handler = Callable[[argparse.Namespace], int]
@@ -712,9 +713,7 @@ def _add_models(commands: Any) -> None:
         "--comparators-from", type=Path, metavar="DIR", help="a cohort to fit the comparators on (else cross-fitted)"
     )
     models = commands.add_parser("models", help="model packages").add_subparsers(required=True, metavar="ACTION")
-    _command(models, "list", run_models_list, "the packages at hand")
-    show = _command(models, "show", run_models_show, "one package's card and manifest")
-    show.add_argument("model", metavar="PACKAGE")
+    _add_registry(models)
     _add_weights(commands)
 
 
@@ -733,6 +732,26 @@ def _add_weights(commands: Any) -> None:
         command.add_argument("--by", metavar="NAME", help="who answers for them; without it, who types this")
         command.add_argument("--sums", type=Path, metavar="FILE", help="the site's list, as sha256sum writes it")
         command.add_argument("--replace", action="store_true", help="take other bytes than those pinned before")
+
+
+def _add_registry(models: Any) -> None:
+    _command(models, "list", run_models_list, "the models at hand, the one in force first")
+    show = _command(models, "show", run_models_show, "one model's card, and what the gate says of it")
+    bring = _command(models, "import", run_models_import, "take a package that another site exported")
+    bring.add_argument("file", type=Path, metavar="FILE")
+    export = _command(models, "export", run_models_export, "write a model with its reports for another site")
+    judge = _command(models, "judge", run_models_judge, "evaluate a model beside the one in force, and ask the gate")
+    for command in (show, export, judge):
+        command.add_argument("model", metavar="PACKAGE", help="an id, a name with version, or a hash's beginning")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE")
+    judge.add_argument("--cohort", type=Path, required=True, metavar="DIR", help="patients whom neither learned from")
+    judge.add_argument("--folds", type=_numbers, metavar="F[,F]...", help="these tenths of the cohort only")
+    promote = _command(models, "promote", run_models_promote, "put a model that passed the gate in force")
+    promote.add_argument("model", metavar="PACKAGE")
+    back = _command(models, "rollback", run_models_rollback, "bring back the model that was in force before")
+    for command in (promote, back):
+        command.add_argument("--reason", required=True, metavar="TEXT")
+        command.add_argument("--person", metavar="NAME", help="who stands for it, if that is not who types")
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -778,38 +797,193 @@ def run_refit(options: argparse.Namespace) -> int:
 def run_evaluate(options: argparse.Namespace) -> int:
     """`osteogate evaluate`."""
     from models.evaluation import evaluate_package
-    from service.domain.bone import ReferenceOrigin, load_references
-    from worker.start import package_path
 
-    young_adults = {
-        entry.sex: entry.mean_g_cm2
-        for entry in load_references().entries
-        if entry.provenance is ReferenceOrigin.DIGITAL
-    }
-    report = evaluate_package(
-        package_path(options.model), options.cohort, options.out, young_adults, options.comparators_from
-    )
+    settings = Settings()
+    young_adults = _young_adults(options.cohort, _policy(settings))
+    package = _package_folder(options.model, settings)
+    report = evaluate_package(package, options.cohort, options.out, young_adults, options.comparators_from)
     print(json.dumps(report["per_vertebra"], indent=2))
     print(options.out / "report.html")
     return 0
 
 
-def run_models_list(_: argparse.Namespace) -> int:
-    """`osteogate models list`."""
-    from worker.start import packages
+def _young_adults(cohort: Path, policy: Policy) -> dict[str, float] | None:
+    """The young-adult mean BMD by sex that fits a cohort: digital for digital patients, else the site's own choice."""
+    from service.domain.bone import ReferenceOrigin, load_references
 
-    for package in packages():
-        print(f"{package.name}  {package.path}")
+    provenance = json.loads((cohort / "cohort.json").read_text(encoding="utf-8")).get("provenance")
+    if provenance == "digital":
+        entries = [one for one in load_references().entries if one.provenance is ReferenceOrigin.DIGITAL]
+    else:
+        entries = list(policy.references)
+    return {entry.sex: entry.mean_g_cm2 for entry in entries} or None
+
+
+def _package_folder(told: str, settings: Settings) -> Path:
+    """The package that a person means: a folder, or one of the installation's, or one that ships.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from service.workflow import models
+    from service.workflow.model import has_registry
+    from service.workflow.packages import Library
+
+    if (Path(told) / "manifest.json").is_file():
+        return Path(told)
+    if has_registry(settings):
+        with _store(settings).transaction() as session:
+            models.enrol_shipped(session, _shell().now)
+            return models.folder(session, models.find(session, told), Library.of(settings))
+    from worker.start import package_path  # it loads torch, which the service's image has not
+
+    return package_path(told, settings)
+
+
+def run_models_list(_: argparse.Namespace) -> int:
+    """`osteogate models list`: without an installation the packages that ship."""
+    from service.workflow import models
+    from service.workflow.clock import utc_now
+    from service.workflow.model import has_registry
+
+    settings = Settings()
+    if not has_registry(settings):
+        from worker.start import packages
+
+        for package in packages():
+            print(f"{package.name}  {package.path}")
+        return 0
+    with _store(settings).transaction() as session:
+        found = models.registry(session, utc_now())
+    for model in found.models:
+        print(f"{model.id}  {model.name}  {model.sha256[:12]}  {model.origin}  {_standing(model)}")
     return 0
+
+
+def _standing(model: ModelLine) -> str:
+    """Where a model stands, in a word or two."""
+    if model.in_force:
+        return "in force"
+    if model.verdict is None:
+        return "not judged here"
+    return "passed the gate" if model.promotable else "gate shut: " + ", ".join(_codes(model))
+
+
+def _codes(model: ModelLine) -> list[str]:
+    return sorted({reason.code.value for reason in model.against})
 
 
 def run_models_show(options: argparse.Namespace) -> int:
     """`osteogate models show`."""
     from models.package import ModelPackage
-    from worker.start import package_path
+    from service.workflow import models
+    from service.workflow.clock import utc_now
+    from service.workflow.model import has_registry
 
-    package = ModelPackage.load(package_path(options.model))
+    settings = Settings()
+    package = ModelPackage.load(_package_folder(options.model, settings))
     print(package.model_card())
+    if not has_registry(settings):
+        return 0
+    with _store(settings).transaction() as session:
+        known = models.registry(session, utc_now()).models
+    for model in known:
+        if model.sha256 == package.sha256:
+            print(f"{model.name}  {model.sha256}  {model.origin}  {_standing(model)}")
+            for check in model.verdict.checks if model.verdict else ():
+                print(f"  {'ok ' if check.passed else 'BAD'} {check.code.value}: {check.text}")
+    return 0
+
+
+def run_models_import(options: argparse.Namespace) -> int:
+    """`osteogate models import`."""
+    from service.workflow import models
+    from service.workflow.packages import Library
+
+    settings = Settings()
+    with options.file.open("rb") as file:
+        kept = Library.of(settings).receive(file)
+    with _store(settings).transaction() as session:
+        model = models.enter_imported(session, kept, _shell())
+    print(f"{model.id}  {model.name}  {model.sha256[:12]}  signature: {kept.provenance['signature']}")
+    print("this site has to judge it before it can be promoted: osteogate models judge", file=sys.stderr)
+    return 0
+
+
+def run_models_export(options: argparse.Namespace) -> int:
+    """`osteogate models export`: a file is written whole or not at all."""
+    from service.workflow import models
+    from service.workflow.packages import Library
+
+    settings, draft = Settings(), options.out.with_name(f".{options.out.name}.draft")
+    try:
+        with draft.open("xb") as out, _store(settings).transaction() as session:
+            model = models.find(session, options.model)
+            models.export(session, model, out, _shell(), library=Library.of(settings))
+        draft.replace(options.out)
+    finally:
+        draft.unlink(missing_ok=True)
+    print(options.out)
+    return 0
+
+
+def run_models_judge(options: argparse.Namespace) -> int:
+    """`osteogate models judge`: 1 where the gate is shut."""
+    import tempfile
+
+    from models.evaluation import evaluate
+    from models.package import ModelPackage
+    from service.workflow import models
+    from service.workflow.model import in_force_here
+    from service.workflow.packages import Library
+
+    settings = Settings()
+    policy, library = _policy(settings), Library.of(settings)
+    folders = {"candidate": _package_folder(options.model, settings), "champion": in_force_here(settings).folder}
+    young_adults = _young_adults(options.cohort, policy)
+    with tempfile.TemporaryDirectory() as folder:
+        reports = {name: Path(folder) / name / "report.json" for name in folders}
+        for name, package in folders.items():
+            loaded = ModelPackage.load(package)
+            evaluate(loaded, options.cohort, Path(folder) / name, folds=options.folds, young_adult_bmd=young_adults)
+        kept = library.keep(folders["candidate"], reports)
+    with _store(settings).transaction() as session:
+        model = models.judged(session, kept, _shell(), policy=policy)
+    for check in model.verdict.checks if model.verdict else ():
+        print(f"{'ok ' if check.passed else 'BAD'} {check.code.value}: {check.text}")
+    return 0 if model.promotable else 1
+
+
+def run_models_promote(options: argparse.Namespace) -> int:
+    """`osteogate models promote`: every reason where the gate is shut."""
+    from service.workflow import models
+    from service.workflow.packages import Library
+
+    settings = Settings()
+    policy, library = _policy(settings), Library.of(settings)
+    try:
+        with _store(settings).transaction() as session:
+            models.enrol_shipped(session, _shell().now)
+            found = models.find(session, options.model)
+            model = models.promote(
+                session, found, options.reason, _shell(), library=library, policy=policy, person=options.person
+            )
+    except models.NotPromotable as shut:
+        for reason in shut.reasons:
+            print(f"{reason.code.value}: {reason.text}", file=sys.stderr)
+        print("the gate is shut: nothing was changed", file=sys.stderr)
+        return 1
+    print(f"{model.name} is in force: each worker takes it with its next study")
+    return 0
+
+
+def run_models_rollback(options: argparse.Namespace) -> int:
+    """`osteogate models rollback`."""
+    from service.workflow import models
+
+    with _store(Settings()).transaction() as session:
+        model = models.rollback(session, options.reason, _shell(), person=options.person)
+    print(f"{model.name} is in force: each worker takes it with its next study")
     return 0
 
 

@@ -12,8 +12,10 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, ConnectionError
 from sqlalchemy import inspect, text
 
+from models.package import ModelPackage, PackageError
 from service.settings import MIB, Settings
 from service.store.engine import make_engine
+from service.workflow.model import in_force_here
 from service.workflow.rules import policy_in_force
 
 PATIENCE_SECONDS = 2.0
@@ -35,6 +37,7 @@ def examine(settings: Settings) -> list[Finding]:
         "database": _database,
         "broker": _broker,
         "policy": _policy,
+        "model": _model,
         "worker packages": _worker_packages,
     }
     return [_finding(part, check, settings) for part, check in checks.items()]
@@ -85,6 +88,14 @@ def _policy(settings: Settings) -> str:
     default = " (the default)" if settings.policy_file is None else ""
     references = ", ".join(reference.key for reference in policy.references) or "none"
     return f"{policy.label}{default}, references for real patients: {references}"
+
+
+def _model(settings: Settings) -> str:
+    model = in_force_here(settings)
+    package = ModelPackage.load(model.folder)
+    if package.sha256 != model.sha256:
+        raise PackageError(f"{model.folder} is not the package that was put in force")
+    return f"{model.name} in force, {model.sha256[:12]}; {'passed' if model.gate_passed else 'has not passed'} the gate"
 
 
 def _worker_packages(settings: Settings) -> str:

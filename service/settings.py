@@ -211,6 +211,16 @@ class Settings(BaseSettings):
         return self.pulse_dir or self.data_dir.resolve() / "pulse"
 
     @property
+    def models_dir(self) -> Path:
+        """Where the packages lie that were trained or imported here."""
+        return self.data_dir.resolve() / "models"
+
+    @property
+    def models_key_file(self) -> Path:
+        """The key that signs this site's packages; made when first needed."""
+        return self.data_dir.resolve() / "keys" / "models.key"
+
+    @property
     def results_dir(self) -> Path:
         """Where pictures and label maps of results are kept."""
         return self.data_dir.resolve() / "results"

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from sqlalchemy.orm import Session
+
 from service.courier import Courier
 from service.domain.policy import Policy
 from service.settings import Settings
@@ -21,7 +23,7 @@ from service.store.engine import Store
 from service.workflow import dxa_reports, reporting, screening, work
 from service.workflow.bell import Ring
 from service.workflow.clock import Clock, utc_now
-from service.workflow.model import shipped_model_key
+from service.workflow.model import model_key
 from service.workflow.pulse import Beat, no_pulse
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class Steward:
         ring: Ring,
         clock: Clock = utc_now,
         *,
-        model_key: Callable[[], str] = shipped_model_key,
+        model_key: Callable[[Session], str] = model_key,
         beat: Beat = no_pulse,
     ) -> None:
         """`model_key` names the model in force (its package's hash): a new model makes new job keys."""
@@ -71,13 +73,14 @@ class Steward:
         settings, now = self._settings, self._clock()
         with self._store.reading() as session:
             due = screening.quiet_studies(session, now=now, quiet_seconds=settings.quiet_seconds)
-        if not due:
-            return
+            if not due:
+                return
+            model = self._model_key(session)
         rules = screening.Closure(
             quiet_seconds=settings.quiet_seconds,
             patience_seconds=settings.incomplete_patience_seconds,
             policy=self._policy,
-            model_key=self._model_key(),
+            model_key=model,
         )
         for study_uid in due:
             try:  # each study for itself: one that cannot be judged delays no other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,67 @@ def test_dxa_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["dxa", "import", str(file), *more]) == 1
     assert main(["dxa", "import", str(file), *more, "--skip-refused"]) == 0
     assert "mapped, 2 rows: 1 new, 0 known before, 0 passed over, 1 refused" in capsys.readouterr().out
+
+
+def test_models_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another site's package comes in, is judged here beside the model in force, promoted, and rolled back."""
+    import models.evaluation
+    from models.package import ModelPackage
+    from tests.models.tiny import tiny_cohort
+    from tests.service.domain.reports import passing
+    from tests.service.workflow import toy_models
+
+    away = toy_models.library(tmp_path / "away")
+    kept = away.keep_run(toy_models.run(tmp_path / "run"))
+    file = tmp_path / "site-1.zip"
+    with file.open("wb") as out:
+        away.export(kept.path, kept.hashes, kept.signature, out)
+    cohort = tiny_cohort(tmp_path / "cohort", patients=1)
+    people = [60]
+    asked = []
+
+    def evaluate(package: ModelPackage, cohort_dir: Path, out: Path, **options: object) -> None:
+        asked.append((package.name, options))
+        out.mkdir()
+        (out / "report.json").write_text(json.dumps(passing(package.sha256, n_patients_real=people[0])))
+
+    monkeypatch.setattr(models.evaluation, "evaluate", evaluate)
+    assert main(["db", "upgrade"]) == 0
+    assert main(["models", "list"]) == 0
+    assert f"{REFERENCE}  " in capsys.readouterr().out
+    assert main(["models", "import", str(file)]) == 0
+    assert "signature: foreign" in capsys.readouterr().out
+    assert main(["models", "import", str(cohort / "cohort.csv")]) == 1
+    assert "no ZIP" in capsys.readouterr().err
+    promote = ["models", "promote", "site-1", "--reason", "agrees with our DXA", "--person", "Dr. Ito"]
+    assert main(promote) == 1
+    assert "GATE_NOT_JUDGED" in capsys.readouterr().err
+    assert main(["models", "show", "2"]) == 0
+    assert "site-1" in capsys.readouterr().out
+    assert main(["models", "show", "nothing"]) == 1
+    assert "no model package 'nothing'" in capsys.readouterr().err
+    judge = ["models", "judge", "2", "--cohort", str(cohort), "--folds", "9"]
+    people[0] = 10
+    assert main(judge) == 1
+    assert "BAD GATE_FEW_PATIENTS: 10 people" in capsys.readouterr().out
+    assert main(promote) == 1
+    people[0] = 60
+    assert main(judge) == 0
+    assert [name for name, _ in asked[-2:]] == ["site-1", REFERENCE]
+    assert asked[-1][1]["folds"] == (9,)
+    assert set(asked[-1][1]["young_adult_bmd"]) == {"F", "M"}  # type: ignore[call-overload]  # digital patients
+    assert main(promote) == 0
+    assert main(["models", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].endswith("in force")
+    assert main(["models", "show", "active"]) == 0
+    assert "ok  GATE_SENSITIVITY" in capsys.readouterr().out
+    out = tmp_path / "out.zip"
+    assert main(["models", "export", "site-1", "--out", str(out)]) == 0
+    assert out.stat().st_size > 1000
+    assert main(["models", "export", REFERENCE, "--out", str(tmp_path / "none.zip")]) == 1
+    assert not list(tmp_path.glob("*none.zip*"))
+    assert main(["models", "rollback", "--reason", "too many flags"]) == 0
+    assert f"{REFERENCE} is in force" in capsys.readouterr().out
+    assert main(["models", "rollback", "--reason", "too many flags"]) == 1

@@ -26,8 +26,9 @@ from service.domain.result import Measurements, unmeasured
 from service.settings import Settings
 from service.store.engine import Store
 from service.version import software_version
-from service.workflow import artefacts, renumber, screening, work
+from service.workflow import artefacts, model, renumber, screening, work
 from service.workflow.clock import Clock, utc_now
+from service.workflow.model import InForce
 from service.workflow.pulse import Beat, no_pulse
 from worker.segmentation.renamed import KeptLabels
 from worker.volume import VolumeError
@@ -46,12 +47,26 @@ _LOOKS_PER_PATIENCE = 10
 
 @dataclass(frozen=True)
 class ScreenRequest:
-    """One CT to measure: its files, a fresh folder for what is made, and a supplied segmentation to measure with."""
+    """One CT to measure: its files, a fresh folder for what is made, a supplied segmentation, the model in force."""
 
     paths: tuple[Path, ...]
     artefacts_dir: Path
     segmentation: Path | None = None  # None: our own networks segment
     kept: KeptLabels | None = None  # the outlines of an earlier result, under other names: nothing segments
+    model: InForce | None = None  # None: whichever is resident
+    shadow: InForce | None = None  # its values are kept beside the result
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A claim with what it is to be done on, all of it as the claim's transaction saw it."""
+
+    held: work.Claim
+    paths: tuple[Path, ...]
+    segmentation: Path | None
+    model: InForce
+    shadow: InForce | None
+    kept: KeptLabels | None
 
 
 ScreenFunction = Callable[[ScreenRequest], Measurements]
@@ -118,10 +133,17 @@ class JobRunner:
         if taken is None:
             log.info("job %d: not for us (taken, ended or not due)", job_id)
             return Outcome.NOT_CLAIMED
-        held, paths, segmentation, kept = taken
+        held = taken.held
         log.info("job %d: attempt %d on study %s", job_id, held.attempt, held.study_uid)
         folder = f"{held.job_id}-{held.token}"  # a stale worker keeps to a folder of its own
-        request = ScreenRequest(paths, self.settings.results_dir / folder, segmentation, kept)
+        request = ScreenRequest(
+            paths=taken.paths,
+            artefacts_dir=self.settings.results_dir / folder,
+            segmentation=taken.segmentation,
+            kept=taken.kept,
+            model=taken.model,
+            shadow=taken.shadow,
+        )
         with Guard(self, held) as guard:
             outcome = self._measure(held, request, folder, guard)
             if guard.released:
@@ -131,7 +153,7 @@ class JobRunner:
         log.info("job %d: %s", job_id, outcome.value)
         return outcome
 
-    def _claim(self, job_id: int) -> tuple[work.Claim, tuple[Path, ...], Path | None, KeptLabels | None] | None:
+    def _claim(self, job_id: int) -> Taken | None:
         with self.store.transaction() as session:
             held = work.claim(
                 session,
@@ -148,9 +170,11 @@ class JobRunner:
             names = screening.instance_paths(session, held.series_id)
             supplied = screening.segmentation_path(session, held.job_id)
             kept = renumber.kept(session, held.job_id)
+            in_force = model.in_force(session, self.settings.models_dir)  # to the study's end, whatever is promoted
+            beside = model.in_shadow(session, self.settings.models_dir)
         spool = self.settings.spool_dir
         paths, segmentation = tuple(spool / name for name in names), None if supplied is None else spool / supplied
-        return held, paths, segmentation, None if kept is None else self._kept(kept)
+        return Taken(held, paths, segmentation, in_force, beside, None if kept is None else self._kept(kept))
 
     def _kept(self, kept: renumber.Kept) -> KeptLabels:
         folder = self.settings.results_dir / kept.artefacts

@@ -6,6 +6,7 @@ here: `service.domain.referral.decide` reads what this measured.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from service.domain.result import (
     LevelMeasurement,
     Measurements,
     Provenance,
+    Shadowed,
 )
 from service.settings import Settings
 from service.version import software_version
@@ -39,6 +41,8 @@ from worker.segmentation import Segmentation, Segmenter, SuppliedError, Supplied
 from worker.segmentation.renamed import KeptLabels
 from worker.segmentation.supplied import check_usable, unused
 from worker.volume import Volume, load_dicom
+
+log = logging.getLogger(__name__)
 
 LABEL_IDS: Mapping[str, int] = {"L1": 31, "L2": 30, "L3": 29, "L4": 28}
 
@@ -90,6 +94,8 @@ class Pipeline:
     predictor: Predictor
     device: str
     limits: FindingsPolicy = field(default_factory=FindingsPolicy)
+    gate_passed: bool = False  # the model was promoted at this site after it passed the gate
+    shadow: Predictor | None = None  # a candidate that sees the same vertebrae, and decides nothing
 
     @classmethod
     def load(cls, settings: Settings, package: Path, segmenter: Segmenter | None = None) -> Pipeline:
@@ -141,10 +147,12 @@ class Pipeline:
             anatomy=anatomy,
             provenance=self._provenance(segmentation),
             model_synthetic_only=self.predictor.synthetic_only,
+            model_gate_passed=self.gate_passed,
             patient_bmd_interval=_rounded_pair(patient.bmd_interval, 4) if patient else None,
             patient_tbs_interval=_rounded_pair(patient.tbs_interval, 4) if patient else None,
             refusals=anatomy.refusals,
             timings_s=watch.seconds,
+            shadow=self._shadowed(found, watch),
         )
         return measurements, segmentation
 
@@ -180,6 +188,19 @@ class Pipeline:
             return {}
         predictions = self.predictor.predict([one.slabs for one in found], [one.level for one in found])
         return {one.level: prediction for one, prediction in zip(found, predictions, strict=True)}
+
+    def _shadowed(self, found: list[Found], watch: Stopwatch) -> Shadowed | None:
+        """What the candidate in shadow says; whatever befalls it, the study goes on without."""
+        if self.shadow is None or not found:
+            return None
+        try:
+            with watch.stage("shadow"):
+                said = self.shadow.predict([one.slabs for one in found], [one.level for one in found])
+        except Exception:
+            log.exception("the model in shadow (%s) failed; the study goes on without it", self.shadow.name)
+            return None
+        levels = {one.level: (float(two.bmd_g_cm2), float(two.tbs)) for one, two in zip(found, said, strict=True)}
+        return Shadowed(self.shadow.sha256, {name: pair for name, pair in levels.items() if np.isfinite(pair).all()})
 
     def _patient(self, valid: list[Prediction]) -> Prediction | None:
         """The mean over the valid levels: its interval is narrower than a single vertebra's."""

@@ -1,6 +1,6 @@
 """Structured reports that may hold a DXA result, those received before included.
 
-Revision ID: 0004_dxa_reports
+Revision ID: 0004
 Revises: 0003
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004_dxa_reports"
+revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None

@@ -53,6 +53,7 @@ __all__ = [
     "paper_percent",
     "report",
     "train_package",
+    "whose",
 ]
 
 
@@ -84,12 +85,33 @@ def evaluate(
         "model": package.name,
         "model_sha256": package.sha256,
         "synthetic_only": package.manifest.synthetic_only,
-        "cohort": {"provenance": cohort.provenance, "seed": cohort.facts.get("seed")},
+        "cohort": {
+            "provenance": cohort.provenance,
+            "seed": cohort.facts.get("seed"),
+            "sha256": cohort.sha256,
+            "folds": None if folds is None else list(folds),
+        },
+        **whose(cohort, chosen),
         **report(table, package.manifest, yam),
         "comparators": dict(comparators.account),
     }
     write(document, table, make_tasks(table, yam), out)
     return document
+
+
+def whose(cohort: Cohort, chosen: npt.NDArray[np.int64]) -> dict[str, int]:
+    """How many of the chosen patients are people, and how many digital: a gate may count people only.
+
+    cohort.csv may say it of every row (`synthetic`, 1 or 0); where it does not, the cohort's provenance does.
+    """
+    digital = {row["patient_id"] for row in (cohort.rows[index] for index in chosen) if _is_digital(row, cohort)}
+    return {"n_patients_real": len(set(cohort.patients[chosen]) - digital), "n_patients_synthetic": len(digital)}
+
+
+def _is_digital(row: Mapping[str, str], cohort: Cohort) -> bool:
+    """Whatever is not said to be a person's is not counted as one."""
+    said = row.get("synthetic", "").strip().lower()
+    return said not in ("0", "false") if said else cohort.provenance != "site"
 
 
 def evaluate_package(
@@ -196,7 +218,8 @@ def make_table(
     if all(row.get("interval_days") for row in rows):
         numbers["interval_days"] = np.array([float(row["interval_days"]) for row in rows])
     patients = cohort.patients[chosen]
-    groups = {name: np.array([row[name] for row in rows]) for name in ("vendor", "sex")}
+    known = [name for name in ("vendor", "sex", "scanner") if all(row.get(name) for row in rows)]
+    groups = {name: np.array([row[name] for row in rows]) for name in known}
     halves = {"age": ("young", "senior"), "bmi": ("low", "high"), "interval": ("short", "long")}
     for name, (below, above) in halves.items():
         values = numbers.get("interval_days" if name == "interval" else name)

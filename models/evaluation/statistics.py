@@ -93,9 +93,10 @@ def agreement(estimate: Array, truth: Array, patients: Names | None = None) -> d
     sd = float(error.std(ddof=1)) if len(error) > 1 else None
     codes = _codes(patients, len(error))
     spread: dict[str, Any] = dict.fromkeys(("mean_error_ci", "mean_error_ci_patient", "limits_of_agreement"))
+    copies = resamples(int(codes.max()) + 1)
     if told and sd is not None:
         low, high = DescrStatsW(error).tconfint_mean(ALPHA)
-        resampled = resampled_means(error, codes, resamples(int(codes.max()) + 1))
+        resampled = resampled_means(error, codes, copies)
         spread = {
             "mean_error_ci": [float(low), float(high)],
             "mean_error_ci_patient": percentiles(resampled) if codes.max() > 0 else None,
@@ -107,6 +108,9 @@ def agreement(estimate: Array, truth: Array, patients: Names | None = None) -> d
         **spread,
         "sd_error": sd,
         "mean_absolute_error": float(np.abs(error).mean()),
+        "mean_absolute_error_ci_patient": percentiles(resampled_means(np.abs(error), codes, copies))
+        if codes.max() > 0
+        else None,
         "t_test_p": float(stats.ttest_rel(estimate, truth).pvalue) if told else None,
         "wilcoxon_p": float(stats.wilcoxon(error, method="asymptotic").pvalue) if told else None,
         "error_shapiro_p": distribution(error)["shapiro_p"],

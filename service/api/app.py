@@ -12,6 +12,7 @@ from service.api import problems
 from service.api.dxa import dxa_router
 from service.api.entrance import Entrance
 from service.api.guard import Guard
+from service.api.models import models_router
 from service.api.operations import operations_router
 from service.api.performance import performance_router
 from service.api.routes import CSV_ROWS, api_router, csv_response
@@ -24,6 +25,7 @@ from service.web.csrf import Forms
 from service.web.desk import Desk, Needs, software
 from service.web.dxa import dxa_page_router
 from service.web.login import login_router
+from service.web.models import models_page_router
 from service.web.pages import STATIC, Pages, page_router
 from service.web.performance import performance_page_router
 from service.web.tries import Pace
@@ -48,10 +50,12 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
     )
     app.include_router(api_router(desk))
     app.include_router(dxa_router(desk))
+    app.include_router(models_router(desk))
     app.include_router(operations_router(desk, lookout))
     app.include_router(performance_router(desk, lookout))
     app.include_router(page_router(desk, pages, lookout))
     app.include_router(dxa_page_router(desk, pages))
+    app.include_router(models_page_router(desk, pages))
     app.include_router(performance_page_router(desk, pages, lookout))
     app.include_router(login_router(desk, pages))
 

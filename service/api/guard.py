@@ -33,6 +33,8 @@ TOO_LARGE = "The body is larger than anything that is sent here."
 MAX_BODY_BYTES = 64 * 1024  # the largest thing that anyone sends us here is a reason of 1000 characters,
 MAX_FILE_BYTES = 32 * 1024 * 1024  # files of DXA results aside
 FILES = frozenset({"/api/v1/dxa/import", "/dxa"})
+MAX_PACKAGE_BYTES = 1024 * 1024 * 1024  # and model packages, which never lie in memory
+PACKAGES = frozenset({"/api/v1/models/import", "/models/import"})
 
 POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -197,6 +199,8 @@ def from_our_origin(headers: Mapping[str, str], scheme: str) -> bool:
 
 def most_bytes(path: str) -> int:
     """The largest body that an address takes."""
+    if path in PACKAGES:
+        return MAX_PACKAGE_BYTES
     return MAX_FILE_BYTES if path in FILES else MAX_BODY_BYTES
 
 

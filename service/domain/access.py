@@ -34,6 +34,7 @@ class Right(StrEnum):
     REFER = "refer"  # steps of the referral loop, other names for the levels
     OPERATE = "operate"  # measure again, send again, retry a destination
     DXA = "dxa"  # bring DXA results in
+    MODELS = "models"  # promote models, roll back, take packages in and out
     AUDIT = "audit"  # read who did what
     WATCH = "watch"  # how the model does, and whether a scanner has changed
 
@@ -42,7 +43,7 @@ GRANTS: Mapping[Role, frozenset[Right]] = {
     Role.VIEWER: frozenset({Right.READ}),
     Role.CLINICIAN: frozenset({Right.READ, Right.REFER, Right.DXA, Right.WATCH}),
     Role.PACS_ADMIN: frozenset({Right.READ, Right.OPERATE, Right.AUDIT}),
-    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.AUDIT, Right.WATCH}),
+    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.MODELS, Right.AUDIT, Right.WATCH}),
 }
 
 

@@ -246,7 +246,8 @@ class ReferralPolicy:
     network_gate_passed: bool = _threshold(
         False,
         unit="yes or no",
-        source="the site: set only after the active model passed its evaluation on this site's own patients",
+        source="the site: lets the network decide for real patients, and then only a model that was promoted here "
+        "after it passed the gate",
     )
 
     @property
@@ -311,6 +312,74 @@ class MonitoringPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class GatePolicy:
+    """What a retrained or imported model must show on the locked test set before a person may promote it.
+
+    All of it is asked of people's pairs alone: one digital patient in the test set, and the gate is shut.
+    """
+
+    version: int = _threshold(1, unit="version of the gate", source="our choice", low=1, high=10_000)
+    task: str = _threshold(
+        "osteopenia",
+        unit="what is detected",
+        source=f"our choice: the threshold that refers; {YOSHIDA}",
+        choices=("osteopenia", "osteoporosis"),
+    )
+    patients_minimum: int = _threshold(
+        50, unit="patients", source="[K] unverified; 50 tell a mean error to about 0.015 g/cm2", low=20, high=100_000
+    )
+    positives_minimum: int = _threshold(
+        15, unit="patients", source="[K] unverified; 13 of 15 has a lower bound of 0.62", low=5, high=100_000
+    )
+    sensitivity_lower: float = _threshold(0.6, unit="lower bound (Wilson, 95 %)", source=UNVERIFIED, low=0.3, high=0.99)
+    specificity_lower: float = _threshold(0.6, unit="lower bound (Wilson, 95 %)", source=UNVERIFIED, low=0.3, high=0.99)
+    inferior_bmd_g_cm2: float = _threshold(
+        0.01,
+        unit="g/cm2 of mean absolute error",
+        source="our choice: below a Prodigy's precision CV of 1.5 % [S] at 1 g/cm2",
+        low=0,
+        high=0.05,
+    )
+    inferior_bmd_subgroup_g_cm2: float = _threshold(
+        0.02, unit="g/cm2 of mean absolute error", source="our choice: a subgroup is small", low=0, high=0.05
+    )
+    inferior_tbs: float = _threshold(
+        0.02,
+        unit="TBS of mean absolute error",
+        source="our choice: a Prodigy's precision CV is 1.6 % [S], 0.02 at 1.3",
+        low=0,
+        high=0.1,
+    )
+    inferior_tbs_subgroup: float = _threshold(
+        0.04, unit="TBS of mean absolute error", source="our choice: a subgroup is small", low=0, high=0.1
+    )
+    inferior_auc: float = _threshold(0.03, unit="ROC area", source="our choice", low=0, high=0.2)
+    subgroup_patients: int = _threshold(
+        20, unit="patients of a subgroup that is judged", source="[K] unverified", low=5, high=1000
+    )
+    slope_lowest: float = _threshold(0.8, unit="g/cm2 DXA per g/cm2 predicted", source=UNVERIFIED, low=0.3, high=1)
+    slope_highest: float = _threshold(1.2, unit="g/cm2 DXA per g/cm2 predicted", source=UNVERIFIED, low=1, high=3)
+    intercept_g_cm2: float = _threshold(
+        0.2,
+        unit="g/cm2, either way",
+        source=f"{UNVERIFIED}; what a slope of 0.8 or 1.2 makes at 1 g/cm2",
+        low=0,
+        high=1,
+    )
+    coverage_shortfall: float = _threshold(
+        0.1,
+        unit="share of patients below the interval's level",
+        source="our choice: 50 patients tell 90 % to about 8 %",
+        low=0,
+        high=0.5,
+    )
+    bias_g_cm2: float = _threshold(
+        0.02, unit="g/cm2 of mean error on any scanner, either way", source="our choice", low=0.001, high=0.2
+    )
+    tbs_judged: bool = _threshold(True, unit="yes or no", source="the site: no, where its densitometer gives no TBS")
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The whole rule book of one installation; `label` names it in every result."""
 
@@ -320,6 +389,7 @@ class Policy:
     referral: ReferralPolicy = ReferralPolicy()
     pairing: PairingPolicy = PairingPolicy()
     monitoring: MonitoringPolicy = MonitoringPolicy()
+    gate: GatePolicy = GatePolicy()
     references: tuple[Reference, ...] = field(default=(), metadata=_NOT_IN_THE_FILE)  # for real patients, as chosen
 
     @property
@@ -328,6 +398,15 @@ class Policy:
         plain = f"{self.referral.criteria} v{self.version}"
         as_shipped = Policy(version=self.version, referral=ReferralPolicy(criteria=self.referral.criteria))
         return plain if self == as_shipped else f"{plain}, site {_fingerprint(self)}"
+
+    @property
+    def gate_label(self) -> str:
+        """ "gate v1": what a verdict was given by; with a fingerprint behind it where a site changed a limit."""
+        plain = f"gate v{self.gate.version}"
+        if self.gate == GatePolicy(version=self.gate.version):
+            return plain
+        limits = json.dumps(asdict(self.gate), sort_keys=True)
+        return f"{plain}, site {hashlib.sha256(limits.encode()).hexdigest()[:8]}"
 
     def reference_for(self, sex: str) -> Reference | None:
         """The reference that the site chose for real patients of this sex; None where it chose none."""
@@ -354,6 +433,7 @@ def thresholds(policy: Policy) -> list[Threshold]:
         "referral.": policy.referral,
         "pairing.": policy.pairing,
         "monitoring.": policy.monitoring,
+        "gate.": policy.gate,
     }
     return [threshold for prefix, section in sections.items() for threshold in _thresholds(section, prefix)]
 

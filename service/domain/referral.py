@@ -6,8 +6,9 @@ The order of the questions:
    a level of L1-L4 outside the field make it ineligible; fewer than two valid levels leave too little.
    Either way: **not-assessable**, and no patient value is given.
 2. Who decides? The network, for the kind of patients it was validated on: digital ones. For a real patient
-   the CT-attenuation rule on L1 does, until a model has passed its gate on this site's patients *and* the
-   site has verified a young-adult reference; the network's values stand beside it, called investigational.
+   the CT-attenuation rule on L1 does, until a model that learned from people has been promoted after passing its
+   gate on this site's patients, *and* the site has verified a young-adult reference, *and* its policy lets the
+   network decide; until then the network's values stand beside it, called investigational.
 3. What does the driver say?
 
    | driver | refer | indeterminate | no-flag |
@@ -337,22 +338,41 @@ def _judge(
     policy: ReferralPolicy,
 ) -> _Finding:
     """Let the driver of this kind of patient decide; what does not drive stands beside it as a note."""
-    validated = patient.synthetic or (policy.network_gate_passed and not measurements.model_synthetic_only)
+    validated = patient.synthetic or _may_drive(measurements, policy)
     if patient.synthetic or (validated and isinstance(reference, Reference) and values.reference is not None):
         finding = _network_finding(values, reference, policy)
         notes = [_DIGITAL] if patient.synthetic else []
     else:
         finding = _attenuation_finding(measurements, policy)
-        notes = [] if validated or values.bmd_g_cm2 is None else [_INVESTIGATIONAL]
+        notes = [] if validated or values.bmd_g_cm2 is None else [_beside(measurements)]
         notes += [reference] if isinstance(reference, Reason) else []
     finding = replace(finding, reasons=(*finding.reasons, *notes))
     return finding if patient.tags_checked else _without_no_flag(finding)
+
+
+def _may_drive(measurements: Measurements, policy: ReferralPolicy) -> bool:
+    """Whether the network may decide for a real patient: all three, or the attenuation does.
+
+    The site lets it; its model has learned from people; and a person promoted it here after it passed the gate.
+    """
+    learned_from_people = not measurements.model_synthetic_only
+    return policy.network_gate_passed and learned_from_people and measurements.model_gate_passed
+
+
+def _beside(measurements: Measurements) -> Reason:
+    """Why the network's values only stand beside the decision."""
+    passed = measurements.model_gate_passed and not measurements.model_synthetic_only
+    return _NOT_ALLOWED if passed else _INVESTIGATIONAL
 
 
 _DIGITAL = Reason(Code.DIGITAL_PATIENT, "A digital patient, compared with a simulated cohort of 20 to 44 years.")
 _INVESTIGATIONAL = Reason(
     Code.NETWORK_INVESTIGATIONAL,
     "The network's BMD and TBS are investigational: it was not validated on this site's patients, and did not decide.",
+)
+_NOT_ALLOWED = Reason(
+    Code.NETWORK_INVESTIGATIONAL,
+    "The network's BMD and TBS are investigational: this site's policy lets it decide for nobody, and it did not.",
 )
 
 

@@ -152,6 +152,14 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadowed:
+    """What a model that is not in force says of the same vertebrae: compared, never reported, and decides nothing."""
+
+    model_sha256: str
+    levels: Mapping[str, tuple[float, float]]  # BMD in g/cm2, TBS
+
+
+@dataclass(frozen=True, slots=True)
 class Measurements:
     """Everything that the worker measured on one CT."""
 
@@ -159,10 +167,12 @@ class Measurements:
     anatomy: Anatomy
     provenance: Provenance
     model_synthetic_only: bool = True  # the model was validated on digital patients only
+    model_gate_passed: bool = False  # a person promoted it here after it passed this site's gate on people
     patient_bmd_interval: Interval | None = None
     patient_tbs_interval: Interval | None = None
     refusals: tuple[Reason, ...] = ()  # CT-wide reasons found in the pixels
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    shadow: Shadowed | None = None
 
     def valid_levels(self) -> list[LevelMeasurement]:
         """The levels that count, in order L1 to L4."""
@@ -266,6 +276,7 @@ def result_document(
             "model": provenance.model,
             "model_sha256": provenance.model_sha256,
             "model_synthetic_only": measurements.model_synthetic_only if provenance.model else None,
+            "model_gate_passed": measurements.model_gate_passed if provenance.model else None,
             "segmenter": provenance.segmenter,
             "segmenter_sha256": provenance.segmenter_sha256,
             "device": provenance.device,

@@ -428,3 +428,64 @@ class DxaReportRow(Table):
     read_at: Mapped[datetime | None]
 
     instance: Mapped[InstanceRow] = relationship()
+
+
+class ModelRow(Table):
+    """One model package known here; its files lie in the folder of packages under its hash."""
+
+    __tablename__ = "models"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    version: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)  # of the package's manifest, which hashes the rest
+    path: Mapped[str] = mapped_column(Text)  # relative to the folder of packages (shipped: to that of the release)
+    origin: Mapped[str] = mapped_column(String(16))  # shipped, trained, imported
+    run_id: Mapped[str | None] = mapped_column(String(64))  # of the training run
+    synthetic_only: Mapped[bool]
+    finished: Mapped[bool]  # its training came to its end
+    provenance: Mapped[dict[str, Any]]  # what the manifest says of the training; of an imported one, who signed it
+    hashes: Mapped[dict[str, Any]]  # SHA-256 of every file of package and reports
+    signature: Mapped[str | None] = mapped_column(String(64))  # this site's, over the hashes
+    verdict: Mapped[dict[str, Any] | None]  # of this site's gate; None: not judged here
+    judged_at: Mapped[datetime | None]
+    shadow_since: Mapped[datetime | None]  # it sees live studies beside the one in force, and decides nothing
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(64))
+
+
+class ActiveModelRow(Table):
+    """The pointer to the model in force, with its history: the row with the highest number counts.
+
+    Two people who move it at once write the same number: one of them is turned away.
+    """
+
+    __tablename__ = "active_model"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    action: Mapped[str] = mapped_column(String(16))  # shipped, promote, rollback
+    restores: Mapped[int | None]  # a rollback: the number of the row whose model is back
+    reason: Mapped[str | None] = mapped_column(Text)
+    at: Mapped[datetime]
+    by: Mapped[str] = mapped_column(String(64))
+
+    model: Mapped[ModelRow] = relationship()
+
+
+class ShadowRow(Table):
+    """What a model in shadow said of a study, beside the result that counts; no page of the study shows it."""
+
+    __tablename__ = "shadow_values"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    result_id: Mapped[int] = mapped_column(ForeignKey("results.id"))
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    beside_sha256: Mapped[str] = mapped_column(String(64), index=True)  # of the model that made the result
+    bmd_g_cm2: Mapped[float]  # means over the levels that the result used
+    tbs: Mapped[float]
+    levels: Mapped[dict[str, Any]]  # {"L1": [BMD, TBS], ...}
+    created_at: Mapped[datetime]
+
+    __table_args__ = (UniqueConstraint("result_id", "model_id"),)

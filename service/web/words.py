@@ -15,6 +15,7 @@ from service.domain.monitoring import Estimate
 from service.domain.reasons import Code
 from service.domain.result import Interval
 from service.domain.states import DeliveryState, DxaReportState, ReferralState, ReportState, StudyState
+from service.workflow.models import ModelLine
 from service.workflow.reading import (
     Address,
     DestinationLine,
@@ -118,7 +119,36 @@ WHY_UNPAIRED = {
     Code.PAIR_NEARER_CT: "another CT of the patient is nearer to the DXA result",
 }
 
+MODEL_ORIGINS = {
+    "shipped": "Ships with this release",
+    "trained": "Trained at this site",
+    "imported": "Trained at another site",
+}
+MODEL_MOVES = {"shipped": "In force from the start,", "promote": "Promoted", "rollback": "Brought back"}
+
 SEXES = {"F": "female", "M": "male", "O": "other"}
+
+
+def model_chip(model: ModelLine) -> Chip:
+    """Where a model stands, in two words."""
+    if model.in_force:
+        return Chip("done", "In force")
+    if model.origin == "shipped":
+        return Chip("not-assessable", "Not in force")
+    if model.verdict is None:
+        return Chip("indeterminate", "Not judged here")
+    return Chip("no-flag", "Passed the gate") if model.promotable else Chip("failed", "Gate shut")
+
+
+def may_drive(model: ModelLine, allowed: bool) -> str:
+    """Whether the network of a model decides for real patients, and why not; `allowed`: the policy's own switch."""
+    if model.synthetic_only:
+        return "It knows digital patients alone: for people the CT attenuation decides."
+    if model.verdict is None or not model.verdict.passed:
+        return "It has not passed this site's gate: for people the CT attenuation decides."
+    if not allowed:
+        return "It passed the gate; the policy (network_gate_passed) lets the CT attenuation decide for people."
+    return "In force it decides for people who have a young-adult reference that this site verified."
 
 
 def person_name(value: str | None) -> str:

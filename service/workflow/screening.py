@@ -44,7 +44,7 @@ from service.store.tables import (
     StudyRow,
 )
 from service.version import software_version
-from service.workflow import locks, report_verdicts, reporting, work
+from service.workflow import locks, model, report_verdicts, reporting, shadow, work
 
 SCREEN = "screen"
 ACTOR = "osteogate"  # stands in the audit where no person acted
@@ -158,6 +158,8 @@ def record(
     assert study is not None
     series = session.get_one(SeriesRow, held.series_id)
     verdict = _verdict(series)
+    gate = model.gate_passed(session, measurements.provenance.model_sha256)  # whatever the worker believes
+    measurements = replace(measurements, model_gate_passed=gate)
     if measurements.provenance.segmenter is None:  # no volume at all: say only why, not which levels it lacks
         verdict = replace(verdict, eligible=False)
     outcome = decide(measurements, _patient(_facts(session, series.id)), verdict, policy)
@@ -197,6 +199,7 @@ def record(
     _correct_segmentation(session, held.job_id, document)
     session.add(_decision_audit(study, outcome.decision, held, now))
     session.flush()
+    shadow.keep(session, result, measurements.shadow, outcome.patient, now)
     reporting.promise(session, result, labelled=labelled, now=now)
     return result
 

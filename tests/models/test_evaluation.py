@@ -18,6 +18,7 @@ from models.evaluation import (
     make_table,
     report,
     train_package,
+    whose,
 )
 from models.package import Interval, Manifest
 from models.training import Cohort
@@ -103,6 +104,10 @@ def test_train_then_evaluate_as_a_user_would(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == document
     assert document["n_patients"] == 10
     assert document["model_sha256"] == package.sha256
+    assert (document["n_patients_real"], document["n_patients_synthetic"]) == (0, 10)
+    assert document["cohort"]["sha256"] == Cohort.read(cohort).sha256
+    low, high = document["per_vertebra"]["bmd"]["mean_absolute_error_ci_patient"]
+    assert low <= document["per_vertebra"]["bmd"]["mean_absolute_error"] <= high
     assert document["per_patient"]["osteopenia"]["auc"] is not None
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png;base64," in page
@@ -115,6 +120,7 @@ def test_train_then_evaluate_as_a_user_would(tmp_path: Path) -> None:
         assert (tmp_path / "out" / f"{plot}.png").stat().st_size > 5_000
     held_out = evaluate(package, cohort, tmp_path / "fold", folds=(9,))
     assert held_out["n_patients"] == 1
+    assert held_out["cohort"]["folds"] == [9]
     assert held_out["per_patient"]["osteopenia"] is None  # no young-adult reference given
 
 
@@ -128,3 +134,24 @@ def test_a_cohort_that_knows_the_interval_is_split_by_it(tmp_path: Path) -> None
     assert (made.groups["interval"] == "short").sum() == 20
     rows[0]["interval_days"] = ""  # type: ignore[index]
     assert "interval" not in make_table(replace(cohort, rows=rows), chosen, cohort.targets.astype(np.float64)).groups
+
+
+def test_people_are_counted_only_where_somebody_says_so(tmp_path: Path) -> None:
+    digital = Cohort.read(tiny_cohort(tmp_path / "cohort"))
+    everybody = np.arange(len(digital.rows))
+    assert whose(digital, everybody) == {"n_patients_real": 0, "n_patients_synthetic": 10}
+    site = replace(digital, facts={"provenance": "site"})
+    assert whose(site, everybody[:4]) == {"n_patients_real": 1, "n_patients_synthetic": 0}
+    said = ["0", "1", "", "what?", "FALSE"] + ["0"] * 5
+    rows = tuple({**row, "synthetic": said[index // 4]} for index, row in enumerate(site.rows))
+    assert whose(replace(site, rows=rows), everybody) == {"n_patients_real": 8, "n_patients_synthetic": 2}
+    assert whose(replace(digital, rows=rows), everybody) == {"n_patients_real": 7, "n_patients_synthetic": 3}
+
+
+def test_a_cohort_that_knows_its_scanners_is_judged_by_them(tmp_path: Path) -> None:
+    cohort = Cohort.read(tiny_cohort(tmp_path / "cohort"))
+    rows = tuple({**row, "scanner": f"canon {index // 20}"} for index, row in enumerate(cohort.rows))
+    everybody = np.arange(len(rows))
+    made = make_table(replace(cohort, rows=rows), everybody, cohort.targets.astype(np.float64))
+    assert sorted(set(made.groups["scanner"])) == ["canon 0", "canon 1"]
+    assert "scanner" not in make_table(cohort, everybody, cohort.targets.astype(np.float64)).groups

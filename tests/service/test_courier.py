@@ -423,7 +423,7 @@ def test_a_destination_that_hangs_delays_nothing_else(
             delivery_timeout_seconds=600,
         )
         outbox.result("1.2.1")
-        steward = Steward(store, outbox.settings, DEFAULT_POLICY, lambda _: None, model_key=lambda: "model")
+        steward = Steward(store, outbox.settings, DEFAULT_POLICY, lambda _: None, model_key=lambda _: "model")
         stop, ended = threading.Event(), []
         thread = threading.Thread(target=lambda: ended.append(serve(steward, store, outbox.settings, stop)))
         thread.start()

@@ -36,7 +36,7 @@ class Bench:
         self.settings = workbench.settings(folder, quiet_seconds=30, rering_seconds=30)
         self.store = store
         self.steward = Steward(
-            store, self.settings, DEFAULT_POLICY, self.ring, self.clock, model_key=lambda: workbench.MODEL
+            store, self.settings, DEFAULT_POLICY, self.ring, self.clock, model_key=lambda _: workbench.MODEL
         )
 
     def ring(self, job_id: int) -> None:

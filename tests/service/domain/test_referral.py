@@ -251,24 +251,30 @@ def test_without_l1_the_rule_says_nothing(category: Category) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gate", "verified", "synthetic_only", "driver"),
+    ("allowed", "verified", "synthetic_only", "promoted", "driver"),
     [
-        (False, False, True, Driver.CT_ATTENUATION),
-        (True, True, True, Driver.CT_ATTENUATION),  # the shipped model never drives for real patients
-        (False, True, False, Driver.CT_ATTENUATION),
-        (True, False, False, Driver.CT_ATTENUATION),  # a gate without a reference: %YAM has no meaning
-        (True, True, False, Driver.NETWORK),
+        (False, False, True, False, Driver.CT_ATTENUATION),
+        (True, True, True, False, Driver.CT_ATTENUATION),  # the shipped model never drives for real patients
+        (True, True, True, True, Driver.CT_ATTENUATION),  # nor any that knows digital patients alone
+        (False, True, False, True, Driver.CT_ATTENUATION),
+        (True, True, False, False, Driver.CT_ATTENUATION),  # the site's switch alone promotes nothing
+        (True, False, False, True, Driver.CT_ATTENUATION),  # a gate without a reference: %YAM has no meaning
+        (True, True, False, True, Driver.NETWORK),
     ],
 )
-def test_the_network_needs_gate_reference_and_real_validation(
-    gate: bool, verified: bool, synthetic_only: bool, driver: Driver
+def test_the_network_needs_switch_gate_reference_and_people(
+    allowed: bool, verified: bool, synthetic_only: bool, promoted: bool, driver: Driver
 ) -> None:
-    policy = site_policy(f"network_gate_passed = {str(gate).lower()}", *([SITE_WOMEN] if verified else []))
-    outcome = judge(measured(percent=60.0, model_synthetic_only=synthetic_only), REAL, policy=policy)
+    policy = site_policy(f"network_gate_passed = {str(allowed).lower()}", *([SITE_WOMEN] if verified else []))
+    found = measured(percent=60.0, model_synthetic_only=synthetic_only)
+    outcome = judge(replace(found, model_gate_passed=promoted), REAL, policy=policy)
     assert outcome.decision.driver is driver
     assert outcome.decision.category is (Category.REFER if driver is Driver.NETWORK else Category.NO_FLAG)
     assert (outcome.patient.percent_yam is not None) is verified
-    assert (Code.NETWORK_INVESTIGATIONAL in codes(outcome)) is (synthetic_only or not gate)
+    validated = allowed and promoted and not synthetic_only
+    assert (Code.NETWORK_INVESTIGATIONAL in codes(outcome)) is not validated
+    told = " ".join(reason.text for reason in outcome.decision.reasons)
+    assert ("policy lets it decide for nobody" in told) is (promoted and not synthetic_only and not allowed)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +330,7 @@ def test_the_same_density_under_each_criteria(
     criteria: str, percent: float, category: Category, code: Code, words: str, patient: PatientFacts
 ) -> None:
     """From the measurements to result.json, for a digital patient and, where the network may drive, a real one."""
-    found = measured(percent=percent, hu=250.0, model_synthetic_only=False)
+    found = measured(percent=percent, hu=250.0, model_synthetic_only=False, model_gate_passed=True)
     policy = site_policy(f'criteria = "{criteria}"\n{OWN_DRIVER}', SITE_WOMEN)
     document = as_document(found, judge(found, patient, policy=policy))
     assert document["decision"]["category"] == category
@@ -382,7 +388,7 @@ JSBMR = f'criteria = "JSBMR_2012"\n{OWN_DRIVER}'
 
 def test_a_reference_for_l2_l4_is_compared_with_those_levels() -> None:
     """L1 counts in the patient's BMD (the paper's mean), and not in %YAM and T."""
-    found = with_level(measured(percent=95.0, model_synthetic_only=False), "L1", bmd_g_cm2=0.5)
+    found = with_level(measured(percent=95.0, model_synthetic_only=False, model_gate_passed=True), "L1", bmd_g_cm2=0.5)
     found = replace(found, patient_bmd_interval=(0.2, 0.3))  # the model's own, of L1-L4
     patient = judge(found, REAL, policy=site_policy(JSBMR, L2_L4)).patient
     assert patient.bmd_g_cm2 == pytest.approx((0.5 + 3 * 1.14) / 4)
@@ -397,7 +403,7 @@ def test_a_reference_for_l2_l4_is_compared_with_those_levels() -> None:
 
 def test_never_from_a_single_vertebra_of_the_region() -> None:
     """ISCD 2023: two levels are valid, but one of them only lies in L2-L4."""
-    found = measured(percent=60.0, hu=250.0, model_synthetic_only=False)
+    found = measured(percent=60.0, hu=250.0, model_synthetic_only=False, model_gate_passed=True)
     for name in ("L2", "L3"):
         found = with_level(found, name, exclusions=(FRACTURE,))
     outcome = judge(found, REAL, policy=site_policy(JSBMR, L2_L4))
@@ -467,7 +473,7 @@ def test_around_the_threshold_of_every_profile(
     threshold = cut.bmd_g_cm2(young.mean_g_cm2, young.sd_g_cm2)
     bmd = threshold + off
     interval = None if half_width is None else (bmd - half_width, bmd + half_width)
-    found = measured(model_synthetic_only=False, hu=250.0)
+    found = measured(model_synthetic_only=False, model_gate_passed=True, hu=250.0)
     for name in LEVELS:
         found = with_level(found, name, bmd_g_cm2=bmd, bmd_interval=interval)
     patient = PatientFacts(synthetic, sex, 60.0, "SIEMENS")
@@ -598,7 +604,7 @@ def test_every_decision_has_words_and_none_is_reassuring(
     criteria: str,
 ) -> None:
     policy = site_policy(f'criteria = "{criteria}"\n{OWN_DRIVER}', SITE_WOMEN)
-    found = measured(model_synthetic_only=False)
+    found = measured(model_synthetic_only=False, model_gate_passed=True)
     for name, (bmd, tbs, hu, excluded) in zip(LEVELS, values, strict=True):
         exclusions = (FRACTURE,) if excluded else ()
         found = with_level(found, name, bmd_g_cm2=bmd, tbs=tbs, hu_mean=hu, exclusions=exclusions)

@@ -1,0 +1,140 @@
+"""The gate: every limit holds on its own, and whatever is not known is not passed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from service.domain.policy import DEFAULT_POLICY, load_policy
+from service.domain.promotion import Verdict, judge
+from service.domain.reasons import Code
+from tests.service.domain.reports import CANDIDATE, CHAMPION, passing
+
+GATE = DEFAULT_POLICY.gate
+
+
+def verdict(candidate: dict[str, Any], champion: dict[str, Any] | None = None, **changes: Any) -> Verdict:
+    finished = changes.pop("finished", True)
+    other = passing(CHAMPION) if champion is None else champion
+    return judge(candidate, other, replace(GATE, **changes), gate="gate v1", finished=finished)
+
+
+def failing(found: Verdict) -> list[Code]:
+    assert found.passed is (not found.reasons)
+    return [reason.code for reason in found.reasons]
+
+
+def test_a_good_model_passes_and_every_answer_is_told() -> None:
+    found = verdict(passing())
+    assert failing(found) == []
+    assert (found.candidate_sha256, found.champion_sha256) == (CANDIDATE, CHAMPION)
+    asked = {check.code for check in found.checks}
+    assert asked == {code for code in Code if code.value.startswith("GATE_")} - {
+        Code.GATE_NOT_JUDGED, Code.GATE_OTHER_CHAMPION,
+    }  # fmt: skip
+    assert "ge: 15 patients are too few" in " ".join(check.text for check in found.checks)
+    assert Verdict.from_dict(found.as_dict()) == found
+
+
+def test_no_questions_no_verdict() -> None:
+    assert not Verdict("gate v1", None, None, ()).passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"n_patients_synthetic": 1}, Code.GATE_SYNTHETIC),
+        ({"n_patients_real": 0, "n_patients_synthetic": 60}, Code.GATE_SYNTHETIC),
+        ({"n_patients_real": 49}, Code.GATE_FEW_PATIENTS),
+        ({"per_patient__osteopenia__n_positive": 14}, Code.GATE_FEW_POSITIVES),
+        ({"per_patient__osteopenia__defined__sensitivity_ci": [0.59, 0.95]}, Code.GATE_SENSITIVITY),
+        ({"per_patient__osteopenia__defined__specificity_ci": [0.59, 0.95]}, Code.GATE_SPECIFICITY),
+        ({"per_vertebra__bmd__r": 0.59}, Code.GATE_BELOW_ATTENUATION),
+        ({"per_vertebra__bmd__mean_absolute_error_ci_patient": [0.04, 0.061]}, Code.GATE_INFERIOR),
+        ({"per_vertebra__tbs__mean_absolute_error_ci_patient": [0.05, 0.081]}, Code.GATE_INFERIOR),
+        ({"per_patient__osteopenia__auc": 0.91}, Code.GATE_INFERIOR),
+        ({"subgroups__sex__M__bmd__mean_absolute_error_ci_patient": [0.05, 0.071]}, Code.GATE_INFERIOR_SUBGROUP),
+        ({"subgroups__sex__F__tbs__mean_absolute_error_ci_patient": [0.05, 0.101]}, Code.GATE_INFERIOR_SUBGROUP),
+        ({"calibration__bmd__slope": 0.79}, Code.GATE_CALIBRATION),
+        ({"calibration__bmd__slope": 1.21}, Code.GATE_CALIBRATION),
+        ({"calibration__bmd__intercept": -0.21}, Code.GATE_CALIBRATION),
+        ({"intervals__patient_bmd_coverage": 0.79}, Code.GATE_COVERAGE),
+        ({"intervals__patient_tbs_coverage": 0.79}, Code.GATE_COVERAGE),
+        ({"per_vertebra__bmd__mean_error": 0.021}, Code.GATE_BIAS),
+        ({"subgroups__vendor__canon__bmd__mean_error": -0.021}, Code.GATE_BIAS),
+        ({"cohort__sha256": "e" * 64}, Code.GATE_OTHER_TEST_SET),
+        ({"cohort__folds": [8]}, Code.GATE_OTHER_TEST_SET),
+        ({"n_vertebrae": 239}, Code.GATE_OTHER_TEST_SET),
+    ],
+)
+def test_each_limit_shuts_the_gate_with_its_own_reason(changes: dict[str, Any], code: Code) -> None:
+    found = verdict(passing(**changes))
+    assert code in failing(found)
+    others = set(failing(found)) - {code}
+    assert others <= {Code.GATE_FEW_PATIENTS}  # nobody at all is too few, too
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_patients_real": None},
+        {"per_patient__osteopenia": None},
+        {"per_patient__osteopenia__defined": None},
+        {"per_vertebra__bmd__r": None},
+        {"per_vertebra__bmd__mean_absolute_error_ci_patient": None},
+        {"per_vertebra__bmd__mean_absolute_error": "0.01"},
+        {"per_vertebra__bmd__mean_error": float("nan")},
+        {"subgroups": {}},
+        {"subgroups__vendor__canon__bmd": None},
+        {"calibration__bmd": None},
+        {"intervals": None},
+        {"per_patient__osteopenia__auc": True},
+    ],
+)
+def test_what_is_not_known_is_not_passed(changes: dict[str, Any]) -> None:
+    found = verdict(passing(**changes))
+    assert set(failing(found)) == {Code.GATE_NOT_JUDGED}
+
+
+def test_a_report_of_nothing_and_a_model_in_force_without_one() -> None:
+    assert not judge({}, None, GATE, gate="gate v1", finished=True).passed
+    alone = judge(passing(), None, GATE, gate="gate v1", finished=True)
+    assert set(failing(alone)) == {Code.GATE_OTHER_TEST_SET, Code.GATE_NOT_JUDGED}
+    assert failing(verdict(passing(), finished=False)) == [Code.GATE_UNFINISHED]
+
+
+def test_small_subgroups_are_not_judged_and_large_ones_are() -> None:
+    spoilt = passing(subgroups__vendor__ge__bmd={"mean_error": 0.2, "mean_absolute_error": 0.2})
+    assert failing(verdict(spoilt)) == []
+    assert set(failing(verdict(spoilt, subgroup_patients=15))) >= {Code.GATE_BIAS}
+
+
+def test_scanners_go_before_vendors() -> None:
+    groups = passing()["subgroups"]["vendor"]
+    spoilt = passing(subgroups__scanner={"canon aquilion": dict(groups["canon"])})
+    spoilt["subgroups"]["scanner"]["canon aquilion"]["bmd"] = {
+        **groups["canon"]["bmd"], "mean_error": 0.05,
+    }  # fmt: skip
+    champion = passing(CHAMPION, subgroups__scanner={"canon aquilion": groups["canon"]})
+    [reason] = verdict(spoilt, champion).reasons
+    assert (reason.code, "canon aquilion" in reason.text) == (Code.GATE_BIAS, True)
+
+
+def test_a_site_without_tbs_and_a_site_with_other_limits() -> None:
+    without = passing(per_vertebra__tbs=None, intervals__patient_tbs_coverage=None)
+    without["subgroups"] = {"vendor": {"canon": {"n_patients": 60, "bmd": passing()["per_vertebra"]["bmd"]}}}
+    champion = {**passing(CHAMPION), "subgroups": without["subgroups"]}
+    assert set(failing(verdict(without, champion))) == {Code.GATE_NOT_JUDGED}
+    assert failing(verdict(without, champion, tbs_judged=False)) == []
+    assert set(failing(verdict(passing(), patients_minimum=61, sensitivity_lower=0.75))) == {
+        Code.GATE_FEW_PATIENTS, Code.GATE_SENSITIVITY,
+    }  # fmt: skip
+
+
+def test_the_gates_label_tells_a_changed_limit() -> None:
+    assert DEFAULT_POLICY.gate_label == "gate v1"
+    changed = load_policy("[gate]\npatients_minimum = 80\n")
+    assert changed.gate_label.startswith("gate v1, site ")
+    assert load_policy("[gate]\nversion = 2\n").gate_label == "gate v2"
