@@ -55,7 +55,7 @@ class Predicts(Pipeline):
     def screen(self, request: ScreenRequest) -> Measurements:  # type: ignore[override]
         slabs = SimpleNamespace(hu=np.full((9, 128, 128), 100, dtype=np.int16))
         cut = [Found(name, None, slabs, None) for name in LEVELS]  # type: ignore[arg-type]
-        found = self.predictor.predict([one.slabs for one in cut])
+        found = self.predictor.predict([one.slabs for one in cut], LEVELS)
         made = workbench.measured()
         levels = {
             name: replace(made.levels[name], bmd_g_cm2=round(one.bmd_g_cm2, 4))
