@@ -88,7 +88,7 @@ def _strained(hu: FloatImage, volume: Volume, how: str, rng: np.random.Generator
         return np.asarray(ndimage.gaussian_filter(hu, rng.uniform(1.0, 3.5) / np.array(volume.spacing_mm)))
     if how == "streaks":
         rows = ndimage.gaussian_filter1d(rng.standard_normal((hu.shape[0], 1, hu.shape[2])), 1.5, axis=2)
-        return hu + (rng.uniform(60, 300) * rows / rows.std()).astype(np.float32)
+        return np.asarray(hu + rng.uniform(60, 300) * rows / rows.std(), dtype=np.float32)
     return np.asarray(hu * rng.uniform(0.6, 1.3) + rng.uniform(-80, 150), dtype=np.float32)
 
 
