@@ -12,7 +12,7 @@ import numpy as np
 from service.domain.result import Renumbering
 from service.domain.vertebrae import VERTEBRAE
 from service.workflow import artefacts
-from worker.segmentation.base import Segmentation, SegmentationError
+from worker.segmentation.base import LabelArray, Segmentation, SegmentationError
 from worker.volume import Volume
 
 CLASS_IDS: Mapping[str, int] = {one.name: one.class_id for one in VERTEBRAE}
@@ -39,7 +39,7 @@ class KeptLabels:
         labels = artefacts.labels(self.folder)
         if labels.shape != volume.hu.shape:
             raise SegmentationError(f"The kept outlines are on {labels.shape} voxels, the CT on {volume.hu.shape}.")
-        names = np.zeros(256, dtype=np.uint8)
+        names: LabelArray = np.zeros(256, dtype=np.uint8)
         for old, new in (*((one, one) for one in FIXED), *self._ids()):
             names[old] = new
         margins = {int(names[old]): lead for old, lead in artefacts.margins(self.folder).items() if names[old]}
