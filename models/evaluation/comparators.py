@@ -135,7 +135,7 @@ def _variogram(hu: Array, core: npt.NDArray[np.bool_], lag: int) -> float:
 def _slab_examples(cohort: Cohort, chosen: Ints) -> Examples:
     """The FEATURES of mask variant 0, as the network is judged on it."""
     rows = [cohort.rows[index] for index in chosen]
-    patient = np.array([[float(row[name]) for name in ("hu", "age", "bmi")] for row in rows])
+    patient = np.array([[float(row[name] or "nan") for name in ("hu", "age", "bmi")] for row in rows])
     male = np.array([[row["sex"] == "M"] for row in rows], dtype=float)
     slabs = np.array([slab_features(cohort.slabs[index, 0]) for index in chosen])
     values = np.concatenate([patient[:, :2], male, patient[:, 2:], slabs], axis=1)

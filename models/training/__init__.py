@@ -17,11 +17,12 @@ from models.training.configuration import (
     known_configurations,
     load_configuration,
 )
-from models.training.loop import Run, Trained, correlation, learning_rate, predict_cohort, train
+from models.training.loop import Interrupted, Run, Trained, correlation, learning_rate, predict_cohort, train
 from models.training.packaging import flatness, package_run, train_package
 
 __all__ = [
     "Cohort",
+    "Interrupted",
     "MemberPlan",
     "Run",
     "Trained",

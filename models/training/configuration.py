@@ -96,6 +96,7 @@ class TrainingConfig:
     noise_hu: float = 3.0  # augmentation: standard deviation at most
     erode_share: float = 0.25  # augmentation: share of vertebrae whose mask loses its rim
     test_time: TestTime = "none"
+    start_from: str = ""  # SHA-256 of the package whose networks it starts with (fine-tuning); "": an untrained start
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -135,7 +136,10 @@ class TrainingConfig:
         return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if not self.start_from:  # so that runs and packages from before fine-tuning read the same
+            del values["start_from"]
+        return values
 
     @property
     def members(self) -> tuple[MemberPlan, ...]:

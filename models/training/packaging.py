@@ -17,7 +17,16 @@ from models.resnet50 import Floats, PackageNetwork
 from models.training.calibration import COVERAGE, conformal_intervals
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import DEFAULT, TrainingConfig, load_configuration
-from models.training.loop import CHECKPOINT_SECONDS, Trained, correlation, predict_cohort, resolved, train
+from models.training.loop import (
+    CHECKPOINT_SECONDS,
+    Trained,
+    Watch,
+    correlation,
+    never_stop,
+    predict_cohort,
+    resolved,
+    train,
+)
 
 FLAT_SHARE = 0.2  # of the curve, at its end
 FLAT_POINTS = 5  # a line through fewer says nothing
@@ -40,16 +49,22 @@ def train_package(
     calibration_dir: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
+    initial: ModelPackage | None = None,
+    watch: Watch = never_stop,
+    created: datetime | None = None,
 ) -> ModelPackage:
     """Cohort folder -> trained, calibrated package at `out`; the run's checkpoints lie beside it, in `out`.run.
 
     `config` may be a shipped configuration's name, or a JSON file with any of TrainingConfig's fields. A run that was
     stopped (`stop_after_steps`, of each network, or `folds`) makes a package too, which says that it is unfinished;
     the resumed run's package takes its place. `calibration_dir` is a cohort of its own that sets the intervals.
+    `initial` is the package to fine-tune. `created` (now by default) stands in the manifest: a caller that knows when
+    its run began gets the same package, hash and all, however often the run was taken up again.
 
     Raises:
-        ValueError: the configuration or the run to resume is not there, no network of some target is yet, or the
-            calibration cohort is of another kind or shares a patient.
+        ValueError: the configuration or the run to resume is not there, no network of some target is yet, the package
+            to start with doesn't fit, or the calibration cohort is of another kind or shares a patient.
+        Interrupted: `watch`, asked after every step, said that it shall stop; `resume` goes on.
         PackageError: a finished package is at `out`.
     """
     refuse_to_overwrite(out)
@@ -69,8 +84,10 @@ def train_package(
         folds=folds,
         checkpoint_seconds=checkpoint_seconds,
         console=console,
+        initial=initial,
+        watch=watch,
     )
-    return package_run(trained, cohort, config, out, device=device, calibration=calibration)
+    return package_run(trained, cohort, config, out, device=device, calibration=calibration, created=created)
 
 
 def _apart(calibration: Cohort, cohort: Cohort) -> Cohort:
@@ -91,6 +108,7 @@ def package_run(
     *,
     device: torch.device | None = None,
     calibration: Cohort | None = None,
+    created: datetime | None = None,
 ) -> ModelPackage:
     """Each network's kept epoch, with intervals from patients that its errors were not trained on."""
     kept = [one for one in trained if one.best]
@@ -118,7 +136,7 @@ def package_run(
         metrics={"calibration": _metrics(judged, predicted, judges)},
         intervals=conformal_intervals(errors, judges.patients[judged]),
         interval_level=COVERAGE,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
         members=tuple(
             Member(files[one.plan.name], one.plan.fold, one.plan.targets, one.step, one.best_epoch) for one in kept
         ),
@@ -333,7 +351,9 @@ def _networks(manifest: Manifest) -> str:
     head = "one joint head" if manifest.training["config"]["heads"] == "joint" else "a network per target"
     many = "" if count == 1 else f"; the mean of {count} networks"
     sides = "; the mean over both orders of the slabs" if manifest.test_time == "exchange-sides" else ""
-    return f"Trunk {manifest.architecture}, untrained start, {head}, batches of {batch}{many}{sides}."
+    origin = manifest.training["config"].get("start_from")
+    start = f"fine-tuned from the package {origin[:12]}" if origin else "untrained start"
+    return f"Trunk {manifest.architecture}, {start}, {head}, batches of {batch}{many}{sides}."
 
 
 def _patients(manifest: Manifest, kind: str) -> str:

@@ -19,6 +19,7 @@ from models.evaluation import (
     report,
     train_package,
 )
+from models.evaluation.comparators import compare
 from models.package import Interval, Manifest
 from models.training import Cohort
 from tests.models.tiny import tiny_cohort, tiny_config
@@ -128,3 +129,14 @@ def test_a_cohort_that_knows_the_interval_is_split_by_it(tmp_path: Path) -> None
     assert (made.groups["interval"] == "short").sum() == 20
     rows[0]["interval_days"] = ""  # type: ignore[index]
     assert "interval" not in make_table(replace(cohort, rows=rows), chosen, cohort.targets.astype(np.float64)).groups
+
+
+def test_a_hospital_that_knows_no_bmi_is_judged_all_the_same(tmp_path: Path) -> None:
+    cohort = Cohort.read(tiny_cohort(tmp_path / "cohort"))
+    rows = tuple({**row, "bmi": ""} for row in cohort.rows)
+    site, chosen = replace(cohort, rows=rows), np.arange(len(rows))
+    made = make_table(site, chosen, cohort.targets.astype(np.float64))
+    assert set(made.numbers) == {"age"}
+    assert set(made.groups) == {"vendor", "sex", "age"}
+    estimates = compare(site, chosen, tmp_path / "cohort", None).estimates
+    assert np.isfinite(estimates["gbm_bmd"]).all()
