@@ -1,4 +1,4 @@
-"""The steward: closes quiet studies, takes back jobs whose worker is gone, rings the bell for what waits.
+"""The steward: closes quiet studies, takes back work whose worker is gone, rings the bell for what waits.
 
 Beside it, each in a thread of its own, the scribe makes the DICOM objects of the results and one courier for each
 destination delivers them: a slow report or a destination that hangs delays no closing of studies.
@@ -17,7 +17,7 @@ from service.courier import Courier
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow import reporting, screening, work
+from service.workflow import reporting, screening, training_work, work
 from service.workflow.bell import Ring
 from service.workflow.clock import Clock, utc_now
 from service.workflow.model import shipped_model_key
@@ -29,7 +29,7 @@ LEAVE_SECONDS = 5.0  # a send in flight may end within this time; docker and `os
 
 
 class Steward:
-    """One loop over three steps; a step that fails is logged and stops no other."""
+    """One loop over a few steps; a step that fails is logged and stops no other."""
 
     def __init__(
         self,
@@ -41,8 +41,12 @@ class Steward:
         *,
         model_key: Callable[[], str] = shipped_model_key,
         beat: Beat = no_pulse,
+        ring_training: Ring | None = None,
     ) -> None:
-        """`model_key` names the model in force (its package's hash): a new model makes new job keys."""
+        """`model_key` names the model in force (its package's hash): a new model makes new job keys.
+
+        `ring_training` rings for training runs; None: nobody trains here.
+        """
         self._store = store
         self._settings = settings
         self._policy = policy
@@ -50,6 +54,7 @@ class Steward:
         self._clock = clock
         self._model_key = model_key
         self._beat = beat
+        self._ring_training = ring_training
 
     def run(self, stop: threading.Event) -> None:
         """Step until told to stop."""
@@ -60,7 +65,10 @@ class Steward:
 
     def step(self) -> None:
         """One round."""
-        for task in (self._close_quiet_studies, self._reconcile, self._ring_for_waiting):
+        tasks = [self._close_quiet_studies, self._reconcile, self._ring_for_waiting]
+        if self._ring_training is not None:
+            tasks += [self._reconcile_training, self._ring_for_training]
+        for task in tasks:
             try:
                 task()
             except Exception:
@@ -106,6 +114,21 @@ class Steward:
                 return
             with self._store.transaction() as session:
                 work.rung(session, job_id, self._clock())
+
+    def _reconcile_training(self) -> None:
+        with self._store.transaction() as session:
+            taken = training_work.reconcile(session, self._clock(), self._settings.max_attempts)
+        for run_id in taken:
+            log.warning("steward: training run %d taken back from a worker that is gone, or late", run_id)
+
+    def _ring_for_training(self) -> None:
+        assert self._ring_training is not None
+        with self._store.reading() as session:
+            due = training_work.due_for_bell(session, self._clock(), self._settings.rering_seconds)
+        for run_id in due:
+            self._ring_training(run_id)
+            with self._store.transaction() as session:
+                training_work.rung(session, run_id, self._clock())
 
 
 class Scribe:

@@ -10,7 +10,7 @@ packaging.py       a run becomes a model package
 
 from models.training.batches import augmented, batches, training_images
 from models.training.calibration import conformal_intervals
-from models.training.cohort import Cohort
+from models.training.cohort import Cohort, stored_field, write_cohort
 from models.training.configuration import (
     MemberPlan,
     TrainingConfig,
@@ -37,7 +37,9 @@ __all__ = [
     "load_configuration",
     "package_run",
     "predict_cohort",
+    "stored_field",
     "train",
     "train_package",
     "training_images",
+    "write_cohort",
 ]

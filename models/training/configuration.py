@@ -1,6 +1,6 @@
 """One training run as a value: what is trained on which patients, and how.
 
-Three configurations ship (models/configurations):
+Four configurations ship (models/configurations):
 
 - `yoshida-2023`, the paper's protocol: 5 folds by patient, a network per target, three slabs of each vertebra as
   training images of their own, the whole 256 x 256 picture, Adam, Huber loss, batches of 20, up to 500 epochs, the
@@ -10,6 +10,7 @@ Three configurations ship (models/configurations):
 - `osteogate`, ours, and the default: one trunk for both targets, the whole vertebra in nine slabs as channels (a
   densitometer counts pedicles and facets too, and no midsagittal slab shows them), the field that a vertebra can fill,
   a warm-up and a cosine, averaged weights of the last epoch.
+- `osteogate-fine-tune`, the same for a run that starts with trained networks: a tenth of the learning rate, 20 epochs.
 
 A copy of either with changed lines is a configuration too.
 """

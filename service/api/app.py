@@ -14,6 +14,7 @@ from service.api.entrance import Entrance
 from service.api.guard import Guard
 from service.api.operations import operations_router
 from service.api.routes import CSV_ROWS, api_router, csv_response
+from service.api.training import training_router
 from service.domain.access import NOBODY, Right
 from service.domain.errors import ConfigurationError
 from service.domain.policy import Policy
@@ -24,6 +25,7 @@ from service.web.desk import Desk, Needs, software
 from service.web.dxa import dxa_page_router
 from service.web.login import login_router
 from service.web.pages import STATIC, Pages, page_router
+from service.web.training import training_page_router
 from service.web.tries import Pace
 from service.workflow import people, reading
 from service.workflow.clock import Clock, utc_now
@@ -45,9 +47,11 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
     )
     app.include_router(api_router(desk))
     app.include_router(dxa_router(desk))
+    app.include_router(training_router(desk))
     app.include_router(operations_router(desk))
     app.include_router(page_router(desk, pages))
     app.include_router(dxa_page_router(desk, pages))
+    app.include_router(training_page_router(desk, pages))
     app.include_router(login_router(desk, pages))
 
     @app.get("/api/docs", include_in_schema=False, dependencies=[Depends(Needs(Right.READ))])

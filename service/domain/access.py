@@ -35,13 +35,14 @@ class Right(StrEnum):
     OPERATE = "operate"  # measure again, send again, retry a destination
     DXA = "dxa"  # bring DXA results in
     AUDIT = "audit"  # read who did what
+    TRAIN = "train"  # start, watch, cancel and resume training runs
 
 
 GRANTS: Mapping[Role, frozenset[Right]] = {
     Role.VIEWER: frozenset({Right.READ}),
     Role.CLINICIAN: frozenset({Right.READ, Right.REFER, Right.DXA}),
     Role.PACS_ADMIN: frozenset({Right.READ, Right.OPERATE, Right.AUDIT}),
-    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.AUDIT}),
+    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.AUDIT, Right.TRAIN}),
 }
 
 

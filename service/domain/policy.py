@@ -258,6 +258,25 @@ class PairingPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingPolicy:
+    """When the site's own pairs are enough to train on."""
+
+    patients_minimum: int = _threshold(
+        50,
+        unit="patients",
+        source=f"our choice: far fewer than the 280 of {YOSHIDA}, enough to fine-tune; the gate judges what came of it",
+        low=10,
+        high=100_000,
+    )
+    locked_minimum: int = _threshold(
+        10, unit="patients", source="our choice: fewer judge nothing; the gate asks for more", low=2, high=100_000
+    )
+    locked_share: float = _threshold(
+        0.2, unit="share of patients", source=f"our choice; {YOSHIDA} tested on 52 of 402", low=0.05, high=0.5
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The whole rule book of one installation; `label` names it in every result."""
 
@@ -266,6 +285,7 @@ class Policy:
     findings: FindingsPolicy = FindingsPolicy()
     referral: ReferralPolicy = ReferralPolicy()
     pairing: PairingPolicy = PairingPolicy()
+    training: TrainingPolicy = TrainingPolicy()
     references: tuple[Reference, ...] = field(default=(), metadata=_NOT_IN_THE_FILE)  # for real patients, as chosen
 
     @property
@@ -299,6 +319,7 @@ def thresholds(policy: Policy) -> list[Threshold]:
         "findings.": policy.findings,
         "referral.": policy.referral,
         "pairing.": policy.pairing,
+        "training.": policy.training,
     }
     return [threshold for prefix, section in sections.items() for threshold in _thresholds(section, prefix)]
 

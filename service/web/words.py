@@ -13,7 +13,7 @@ from datetime import datetime
 
 from service.domain.reasons import Code
 from service.domain.result import Interval
-from service.domain.states import DeliveryState, ReferralState, ReportState, StudyState
+from service.domain.states import DeliveryState, ReferralState, ReportState, RunStage, RunState, StudyState
 from service.workflow.reading import (
     Address,
     DestinationLine,
@@ -106,6 +106,19 @@ WHY_UNPAIRED = {
     Code.PAIR_NO_COMMON_LEVEL: "no level counts on both sides",
     Code.PAIR_AMBIGUOUS: "nothing decides between equally near ones",
     Code.PAIR_NEARER_CT: "another CT of the patient is nearer to the DXA result",
+}
+
+RUN_STATES = {
+    RunState.WAITING: Chip("in-progress", "Waiting"),
+    RunState.RUNNING: Chip("in-progress", "Running"),
+    RunState.FINISHED: Chip("done", "Finished"),
+    RunState.FAILED: Chip("failed", "Failed"),
+    RunState.CANCELLED: Chip("not-assessable", "Cancelled"),
+}
+RUN_STAGES = {
+    RunStage.CUTTING: "Cutting vertebrae out of the stored CTs",
+    RunStage.TRAINING: "Training",
+    RunStage.JUDGING: "Judging on the locked patients",
 }
 
 SEXES = {"F": "female", "M": "male", "O": "other"}

@@ -19,3 +19,18 @@ def shipped_model_key(packages: Path = PACKAGES) -> str:
     for manifest in sorted(packages.glob(f"*/{models.package.MANIFEST}")):
         digest.update(manifest.read_bytes())
     return digest.hexdigest()
+
+
+def manifest_in_force(packages: Path = PACKAGES) -> tuple[models.package.Manifest, str] | None:
+    """The manifest of the model in force and its SHA-256, which names the package; None where there is none.
+
+    Here the newest shipped one: a registry of models takes this function's place.
+
+    Raises:
+        PackageError: the manifest cannot be read.
+    """
+    found = sorted(packages.glob(f"*/{models.package.MANIFEST}"))
+    if not found:
+        return None
+    raw = found[-1].read_bytes()
+    return models.package.Manifest.from_json(raw.decode("utf-8")), hashlib.sha256(raw).hexdigest()

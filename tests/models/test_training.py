@@ -136,7 +136,7 @@ def test_the_papers_protocol_is_the_papers() -> None:
 
 
 def test_the_shipped_configurations_are_complete_and_ours_is_the_default() -> None:
-    assert known_configurations() == ("osteogate", "yoshida-2023", "yoshida-2023-field")
+    assert known_configurations() == ("osteogate", "osteogate-fine-tune", "yoshida-2023", "yoshida-2023-field")
     for name in known_configurations():
         written = json.loads((ROOT / "models" / "configurations" / f"{name}.json").read_text())
         assert written == json.loads(json.dumps(load_configuration(name).to_dict()))
