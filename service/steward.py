@@ -126,7 +126,11 @@ class Steward:
         with self._store.reading() as session:
             due = training_work.due_for_bell(session, self._clock(), self._settings.rering_seconds)
         for run_id in due:
-            self._ring_training(run_id)
+            try:
+                self._ring_training(run_id)
+            except Exception as error:
+                log.warning("steward: the trainer's bell could not be rung, tried again in the next round: %r", error)
+                return
             with self._store.transaction() as session:
                 training_work.rung(session, run_id, self._clock())
 

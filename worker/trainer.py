@@ -2,7 +2,7 @@
 
 The main thread trains. A watch thread beats the lease, hears of a cancellation, sees the time limit pass and the
 process being told to stop; the run itself asks after each step whether it shall go on, and keeps what it has done.
-What does not come to a step in time (a hung native call) is given back, and the process ends.
+What does not come to the end of a step in time (a hung native call) is given up, and the process ends.
 
 Imports no torch: the process that waits for a first run stays small.
 """
@@ -182,6 +182,7 @@ class RunWatch:
         self.lost_lease = False
         self.cancelled = False
         self.late = False
+        self._asked_at = time.monotonic()
         self._runner = runner
         self._held = held
         self._ended = threading.Event()
@@ -205,6 +206,7 @@ class RunWatch:
 
     def go_on(self) -> bool:
         """Whether nobody wants the run to stop."""
+        self._asked_at = time.monotonic()
         return not self._must_stop()
 
     def progress(self, stage: RunStage, values: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -243,6 +245,9 @@ class RunWatch:
             if exit_at is not None and now >= exit_at:
                 self._leave()
                 return
+            if now - self._asked_at > runner.settings.job_deadline_seconds:
+                self._abandon()
+                return
             if now >= next_beat:
                 self._beat()
                 next_beat = time.monotonic() + beat_seconds
@@ -259,6 +264,12 @@ class RunWatch:
         if grip is Grip.LOST and not self._ended.is_set():
             log.warning("training run %d: the lease is gone", self._held.run_id)
             self.lost_lease = True
+
+    def _abandon(self) -> None:
+        """No study and no step has come to its end for too long: end the process; the attempt counts."""
+        log.critical("training run %d: hangs; this process ends", self._held.run_id)
+        logging.shutdown()
+        self._runner.exit_process(EXIT_LATE)
 
     def _leave(self) -> None:
         """The grace period is over and no step came to its end: give the run back and end the process."""

@@ -67,9 +67,7 @@ def upgrade() -> None:
         sa.Column("validation_loss", sa.Double(), nullable=False),
         sa.Column("bmd_r", sa.Double(), nullable=True),
         sa.Column("tbs_r", sa.Double(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["run_id"], ["training_runs.id"], name=op.f("fk_training_epochs_run_id_training_runs")
-        ),
+        sa.ForeignKeyConstraint(["run_id"], ["training_runs.id"], name=op.f("fk_training_epochs_run_id_training_runs")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_training_epochs")),
         sa.UniqueConstraint("run_id", "network", "epoch", name=op.f("uq_training_epochs_run_id")),
     )

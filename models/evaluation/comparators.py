@@ -144,6 +144,8 @@ def _slab_examples(cohort: Cohort, chosen: Ints) -> Examples:
 
 def _estimates(make: Callable[[], BaseEstimator], seen: Examples, learn: Examples | None, column: int) -> Array | None:
     """Fitted on `learn` and applied to `seen`, or cross-fitted in `seen`; None where that is too small."""
+    told = np.flatnonzero(~np.isnan((learn or seen).values).all(axis=0)).tolist()  # no CT tells a BMI, for one
+    seen, learn = seen.of(told), None if learn is None else learn.of(told)
     with threadpool_limits(1):  # a few thousand rows: threads that wait for each other cost more than they do
         if learn is not None:
             estimate: Array = make().fit(learn.values, learn.targets[:, column]).predict(seen.values)

@@ -7,9 +7,10 @@ The wording follows one rule: no verdict of health and no finding of disease is 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from service.domain.reasons import Code
 from service.domain.result import Interval
@@ -203,6 +204,22 @@ def ago(value: datetime, now: datetime) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A figure, or a dash where nothing was measured."""
     return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def run_progress(told: Mapping[str, Any]) -> str:
+    """How far a training run is, as its trainer told last."""
+    if "studies" in told:
+        return f"{told.get('studies_done', 0)} of {told['studies']} studies"
+    if "judging" in told:
+        return f"the {told['judging']}"
+    if "steps_planned" not in told:
+        return ""
+    parts = [f"{told.get('steps_done', 0)} of {told['steps_planned']} steps"]
+    if "network" in told:
+        parts.insert(0, f"{told['network']}, epoch {told.get('epoch', 0)} of {told.get('epochs', MISSING)}")
+    if told.get("images_per_second"):
+        parts.append(f"{number(told['images_per_second'], 1)} images/s")
+    return " · ".join(parts)
 
 
 def interval(value: Interval | Sequence[float] | None, digits: int = 2) -> str:

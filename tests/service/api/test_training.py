@@ -166,7 +166,7 @@ def test_events_tell_what_is_new_and_end_with_the_run(site: Installation) -> Non
     (last,) = re.findall(r"id: (\d+)\n", answer.text)[-1:]
     later = site.client.get(f"{API}/{run_id}/events", headers={"last-event-id": last})
     assert [name for name, _ in events(later.text)] == ["progress", "end"]  # known points are not told again
-    odd = site.client.get(f"{API}/{run_id}/events", headers={"last-event-id": "²"})
+    odd = site.client.get(f"{API}/{run_id}/events", headers={"last-event-id": b"\xb2"})
     assert len(events(odd.text)) == 4
 
 
