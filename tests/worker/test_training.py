@@ -32,7 +32,7 @@ from tests.worker.training_site import Site, killed_at, run
 from worker import training
 from worker.trainer import EXIT_LATE, EXIT_RELEASED, DiskLow, Ended, RunWatch
 
-STEPS = 8  # 2 epochs of 4 batches of 8: some 33 vertebrae of tenths 0 to 7
+STEPS = 6  # 2 epochs of 3 batches of 8 vertebrae
 
 
 @functools.cache
@@ -115,11 +115,12 @@ def _manifest(site: Site) -> Any:
         return runs.manifest(session, 1)
 
 
+@pytest.mark.timeout(1200)  # a fresh interpreter loads torch; on a busy machine that alone takes minutes
 def test_killed_in_the_middle_and_taken_up_again_it_is_the_same_package(
     straight: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = asked(tmp_path / "data")
-    process = multiprocessing.get_context("spawn").Process(target=killed_at, args=(site.folder, 1, 6))
+    process = multiprocessing.get_context("spawn").Process(target=killed_at, args=(site.folder, 1, 5))
     process.start()
     process.join()
     assert process.exitcode == -9
@@ -129,7 +130,7 @@ def test_killed_in_the_middle_and_taken_up_again_it_is_the_same_package(
     no_reports(monkeypatch)
     seen: list[int] = []
     assert run(site, 1, hook=lambda one: seen.append(one.step)) is Ended.FINISHED
-    assert seen[0] == 6  # step 5 was the last that a checkpoint held
+    assert seen == [5, 6]  # step 4 was the last that a checkpoint held
     assert line(site).attempts == 2
     assert line(site).package_sha256 == line(straight).package_sha256
 
