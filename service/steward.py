@@ -41,7 +41,7 @@ class Steward:
         *,
         model_key: Callable[[], str] = shipped_model_key,
         beat: Beat = no_pulse,
-        ring_training: Ring | None = None,
+        ring_training: Callable[[int], None] | None = None,
     ) -> None:
         """`model_key` names the model in force (its package's hash): a new model makes new job keys.
 
