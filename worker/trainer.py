@@ -121,11 +121,14 @@ class TrainingRunner:
         return ended
 
     def _train(self, held: RunClaim, watch: RunWatch) -> Ended:
+        try:
+            self._require_room()
+        except DiskLow as error:
+            return self._fail(held, watch, error)
         from worker.training import Halted, train_run  # here: it loads torch
 
         folder = self.settings.training_dir / str(held.run_id)
         try:
-            self._require_room()
             outcome = train_run(held.manifest, held.manifest_sha256, held.created_at, self.settings, folder, watch)
             return self._write(watch, Ended.FINISHED, lambda s: training_work.finish(s, held, outcome, self.clock()))
         except Halted:
@@ -135,10 +138,14 @@ class TrainingRunner:
             text = str(error)
             return self._write(watch, Ended.FAILED, lambda s: training_work.give_up(s, held, text, self.clock()))
         except (Exception, SystemExit) as error:
-            log.error("training run %d failed", held.run_id, exc_info=error)
-            text = f"attempt {held.attempt} on {held.worker}: {type(error).__name__}: {error}"
-            most = self.settings.max_attempts
-            return self._write(watch, Ended.FAILED, lambda s: training_work.fail(s, held, text, self.clock(), most))
+            return self._fail(held, watch, error)
+
+    def _fail(self, held: RunClaim, watch: RunWatch, error: BaseException) -> Ended:
+        """What may pass: it costs an attempt."""
+        log.error("training run %d failed", held.run_id, exc_info=error)
+        text = f"attempt {held.attempt} on {held.worker}: {type(error).__name__}: {error}"
+        most = self.settings.max_attempts
+        return self._write(watch, Ended.FAILED, lambda s: training_work.fail(s, held, text, self.clock(), most))
 
     def _halt(self, held: RunClaim, watch: RunWatch) -> Ended:
         """Somebody wanted it to stop: who?"""

@@ -10,7 +10,7 @@ from service.workflow.bell import TRAIN_QUEUE, Bell
 from service.workflow.training import RunLine
 from tests.faults.site import Site, standing_site
 from tests.service.workflow import workbench
-from tests.service.workflow.pairs import PATIENTS, ask, fill
+from tests.service.workflow.pairs import ask, fill
 
 
 def line(site: Site, run_id: int) -> RunLine:
@@ -21,24 +21,22 @@ def line(site: Site, run_id: int) -> RunLine:
 
 
 def test_a_run_is_taken_by_the_trainer_alone_and_studies_pass_it(tmp_path: Path) -> None:
-    """Its CTs are gone: the run fails, every study by name; the screening worker has never touched it."""
-    with standing_site(tmp_path, training_disk_bytes=0) as site:
+    """The disk has no room for it: the trainer says so, and the screening worker has never touched it."""
+    with standing_site(tmp_path, training_disk_bytes=2**62, max_attempts=1) as site:
         fill(site.store)
         run_id = ask(site.store).id
         assert run_id is not None
         site.steward.step()
         assert b":1" in site.broker.command(f"LLEN {TRAIN_QUEUE}".encode())
-        clock = workbench.Clock()
         with site.worker("at_once"):
-            workbench.queued(site.store, clock, "1.2.3")
+            workbench.queued(site.store, workbench.Clock(), "1.2.3")
             site.work_until(lambda: site.study_state() == "screened", "the study is screened")
         assert (line(site, run_id).state, line(site, run_id).attempts) == (RunState.WAITING, 0)
         with site.worker("trains"):
             site.work_until(lambda: line(site, run_id).state is RunState.FAILED, "the run ends")
         run = line(site, run_id)
         assert run.attempts == 1
-        assert "no study of the locked test set could be cut" in str(run.last_error)
-        assert run.progress == {"studies_done": PATIENTS, "studies": PATIENTS}
+        assert "free on the disk" in str(run.last_error)
 
 
 def test_a_bell_that_cannot_be_rung_for_training_stops_nothing(tmp_path: Path) -> None:
