@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import update
@@ -66,11 +67,33 @@ def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A run that nothing stopped."""
-    site = asked(tmp_path_factory.mktemp("straight") / "data")
-    assert run(site, 1) is Ended.FINISHED
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A run that nothing stopped until its package stood."""
+    site, stopping = asked(tmp_path_factory.mktemp("straight") / "data"), threading.Event()
+    told = RunWatch.progress
+
+    def stop_before_judging(watch: RunWatch, stage: RunStage, *more: Any) -> None:
+        told(watch, stage, *more)
+        if stage is RunStage.JUDGING:
+            stopping.set()
+
+    with patch.object(RunWatch, "progress", stop_before_judging):
+        assert run(site, 1, stopping=stopping) is Ended.RELEASED
     return site
+
+
+@pytest.fixture(scope="module")
+def straight(trained: Site) -> Site:
+    """The same run, judged: its package is taken as it stands."""
+    before = made(trained)
+    assert run(trained, 1) is Ended.FINISHED
+    assert made(trained) == before
+    return trained
+
+
+def made(site: Site) -> str:
+    """The hash of a run's package."""
+    return ModelPackage.load(site.settings.training_dir / "1" / "package").sha256
 
 
 def test_a_run_ends_with_a_package_and_both_reports(straight: Site) -> None:
@@ -117,7 +140,7 @@ def _manifest(site: Site) -> Any:
 
 @pytest.mark.timeout(1200)  # a fresh interpreter loads torch; on a busy machine that alone takes minutes
 def test_killed_in_the_middle_and_taken_up_again_it_is_the_same_package(
-    straight: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = asked(tmp_path / "data")
     process = multiprocessing.get_context("spawn").Process(target=killed_at, args=(site.folder, 1, 5))
@@ -132,11 +155,11 @@ def test_killed_in_the_middle_and_taken_up_again_it_is_the_same_package(
     assert run(site, 1, hook=lambda one: seen.append(one.step)) is Ended.FINISHED
     assert seen == [5, 6]  # step 4 was the last that a checkpoint held
     assert line(site).attempts == 2
-    assert line(site).package_sha256 == line(straight).package_sha256
+    assert line(site).package_sha256 == made(site) == made(trained)
 
 
 def test_told_to_stop_then_cancelled_then_resumed_it_is_the_same_package(
-    straight: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, stopping = asked(tmp_path / "data"), threading.Event()
     no_reports(monkeypatch)
@@ -164,7 +187,7 @@ def test_told_to_stop_then_cancelled_then_resumed_it_is_the_same_package(
         runs.resume(session, 1, BY)
     assert run(site, 1, hook=lambda one: seen.append(one.step)) is Ended.FINISHED
     assert seen == list(range(3, STEPS + 1))
-    assert line(site).package_sha256 == line(straight).package_sha256
+    assert line(site).package_sha256 == made(site) == made(trained)
 
 
 def _remembered(monkeypatch: pytest.MonkeyPatch) -> list[RunWatch]:

@@ -44,7 +44,7 @@ class Site:
     def trainer(self, **changes: Any) -> TrainingRunner:
         """A trainer in this process; its process is never ended."""
         exits: list[int] = []
-        told: dict[str, Any] = {"worker": "bench", "exit_process": exits.append, **changes}
+        told: dict[str, Any] = {"worker": "bench", "exit_process": exits.append, "grace_seconds": 600.0, **changes}
         return TrainingRunner(self.store, self.settings, **told)
 
 
@@ -58,8 +58,10 @@ def drawn(pair: Mapping[str, Any], _: Settings) -> Iterator[tuple[str, Found]]:
         yield level, Found(level, None, slabs, attenuation)  # type: ignore[arg-type]
 
 
-def run(site: Site, run_id: int, *, hook: Hook = lambda _: None, **changes: Any) -> Ended:
-    """Train in this process, `hook` called after every step, a checkpoint at every step."""
+def run(
+    site: Site, run_id: int, *, hook: Hook = lambda _: None, checkpoint_seconds: float = 60.0, **changes: Any
+) -> Ended:
+    """Train in this process, `hook` called after every step."""
     torch.set_num_threads(1)
     watch = training._Steps.watch
 
@@ -69,17 +71,17 @@ def run(site: Site, run_id: int, *, hook: Hook = lambda _: None, **changes: Any)
 
     with (
         patch.object(cohorts, "_levels", drawn),
-        patch.object(training, "CHECKPOINT_SECONDS", 0.0),
+        patch.object(training, "CHECKPOINT_SECONDS", checkpoint_seconds),
         patch.object(training._Steps, "watch", hooked),
     ):
         return site.trainer(clock=utc_now, **changes).run(run_id)
 
 
 def killed_at(folder: Path, run_id: int, step: int) -> None:
-    """In a process of its own: train until this step, and die."""
+    """In a process of its own: train until this step, a checkpoint after each, and die."""
 
     def die(run: Run) -> None:
         if run.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    run(Site.at(folder), run_id, hook=die)
+    run(Site.at(folder), run_id, hook=die, checkpoint_seconds=0.0)
