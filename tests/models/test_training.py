@@ -144,7 +144,7 @@ def test_the_shipped_configurations_are_complete_and_ours_is_the_default() -> No
 
 
 def test_an_unknown_configuration_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="osteogate, yoshida-2023"):
+    with pytest.raises(ValueError, match="osteogate, osteogate-fine-tune, yoshida-2023"):
         load_configuration("yoshida-2024")
 
 
