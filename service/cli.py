@@ -430,9 +430,12 @@ def _add_processes(commands: Any) -> None:
     _command(commands, "listen", run_listen, "the DICOM C-STORE listener")
     _command(commands, "steward", run_steward, "closes quiet studies and rings the bell for waiting work")
     _command(commands, "web", run_web, "the pages and the API")
-    worker = _command(commands, "worker", run_worker, "a Celery worker that screens studies")
+    worker = _command(commands, "worker", run_worker, "a Celery worker that screens studies, or one that trains")
     worker.add_argument(
-        "--queue", choices=("screen", "train"), default="screen", help="no work arrives on 'train' in this release"
+        "--queue",
+        choices=("screen", "train"),
+        default="screen",
+        help="'train' takes training runs, niced, and no study",
     )
 
 
@@ -465,7 +468,7 @@ def run_steward(_: argparse.Namespace) -> int:
     bell = Bell(settings.celery_url)
     beat = Pulse(settings.pulses, "steward").beat
     store = _store(settings)
-    steward = Steward(store, settings, _policy(settings), bell.ring, beat=beat)
+    steward = Steward(store, settings, _policy(settings), bell.ring, beat=beat, ring_training=bell.ring_training)
     if not serve(steward, store, settings, stopping):
         logging.shutdown()
         os._exit(0)  # pynetdicom's threads would hold the process for as long as a peer hangs

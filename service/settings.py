@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     steward_interval_seconds: float = Field(default=2.0, gt=0)
     rering_seconds: float = Field(default=30.0, gt=0)
 
+    # Training runs
+    training_deadline_seconds: float = Field(default=604_800.0, gt=0)  # from a run's first step to its last
+    training_disk_bytes: int = Field(default=4096 * MIB, ge=0)  # that must be free before a run begins
+
     # Web
     web_host: str = "127.0.0.1"
     web_port: int = Field(default=8080, ge=0, le=65535)
@@ -224,6 +228,11 @@ class Settings(BaseSettings):
     def results_dir(self) -> Path:
         """Where pictures and label maps of results are kept."""
         return self.data_dir.resolve() / "results"
+
+    @property
+    def training_dir(self) -> Path:
+        """Where training runs keep their crops, checkpoints, packages and reports, a folder each by its number."""
+        return self.data_dir.resolve() / "training"
 
 
 def _destination(entry: str) -> Destination:

@@ -1,4 +1,4 @@
-"""The steward: closes quiet studies, takes back jobs whose worker is gone, rings the bell for what waits, and reads
+"""The steward: closes quiet studies, takes back work whose worker is gone, rings the bell for what waits, and reads
 the structured reports that may hold a DXA result.
 
 Beside it, each in a thread of its own, the scribe makes the DICOM objects of the results and one courier for each
@@ -20,7 +20,7 @@ from service.courier import Courier
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow import dxa_reports, reporting, screening, work
+from service.workflow import dxa_reports, reporting, screening, training_work, work
 from service.workflow.bell import Ring
 from service.workflow.clock import Clock, utc_now
 from service.workflow.model import model_key
@@ -44,8 +44,12 @@ class Steward:
         *,
         model_key: Callable[[Session], str] = model_key,
         beat: Beat = no_pulse,
+        ring_training: Callable[[int], None] | None = None,
     ) -> None:
-        """`model_key` names the model in force (its package's hash): a new model makes new job keys."""
+        """`model_key` names the model in force (its package's hash): a new model makes new job keys.
+
+        `ring_training` rings for training runs; None: nobody trains here.
+        """
         self._store = store
         self._settings = settings
         self._policy = policy
@@ -53,6 +57,7 @@ class Steward:
         self._clock = clock
         self._model_key = model_key
         self._beat = beat
+        self._ring_training = ring_training
 
     def run(self, stop: threading.Event) -> None:
         """Step until told to stop."""
@@ -63,7 +68,10 @@ class Steward:
 
     def step(self) -> None:
         """One round."""
-        for task in (self._close_quiet_studies, self._reconcile, self._ring_for_waiting, self._read_dxa_reports):
+        tasks = [self._close_quiet_studies, self._reconcile, self._ring_for_waiting, self._read_dxa_reports]
+        if self._ring_training is not None:
+            tasks += [self._reconcile_training, self._ring_for_training]
+        for task in tasks:
             try:
                 task()
             except Exception:
@@ -114,6 +122,25 @@ class Steward:
                 return
             with self._store.transaction() as session:
                 work.rung(session, job_id, self._clock())
+
+    def _reconcile_training(self) -> None:
+        with self._store.transaction() as session:
+            taken = training_work.reconcile(session, self._clock(), self._settings.max_attempts)
+        for run_id in taken:
+            log.warning("steward: training run %d taken back from a worker that is gone, or late", run_id)
+
+    def _ring_for_training(self) -> None:
+        assert self._ring_training is not None
+        with self._store.reading() as session:
+            due = training_work.due_for_bell(session, self._clock(), self._settings.rering_seconds)
+        for run_id in due:
+            try:
+                self._ring_training(run_id)
+            except Exception as error:
+                log.warning("steward: the trainer's bell could not be rung, tried again in the next round: %r", error)
+                return
+            with self._store.transaction() as session:
+                training_work.rung(session, run_id, self._clock())
 
 
 class Scribe:

@@ -1,6 +1,7 @@
 """`osteogate up`: starts and watches the processes of an embedded installation.
 
 Broker, listener, steward, worker and web each run as a process of their own, restarted with back-off when one dies.
+A second worker, which trains and gives way to everything else, starts with the first training run.
 The supervisor keeps no state: the database is the truth, so Ctrl-C, a restart or a kill of any process loses nothing.
 """
 
@@ -19,12 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from service.settings import Settings
+from service.store.engine import Store, make_engine
+from service.workflow import training
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: a child is told when its parent dies
 GRACE_SECONDS = 30.0  # a worker finishes or requeues its study within this time (fault 23)
 BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0)
+WANTED_SECONDS = 3.0  # between two looks whether a process is needed now
 STEADY_SECONDS = 60.0  # a process that ran this long starts its back-off anew
+
+
+def always() -> bool:
+    """The rule of a process that is started with the installation."""
+    return True
 
 
 class AlreadyRunning(RuntimeError):
@@ -39,10 +50,18 @@ class Process:
     command: Sequence[str]
     log: Path
     environment: Mapping[str, str]
+    wanted: Callable[[], bool] = always  # asked before it is started for the first time
     child: subprocess.Popen[bytes] | None = None
     deaths: int = 0
     started_at: float = 0.0
     restart_at: float = 0.0
+
+    def begin(self, now: float) -> None:
+        """Start the child, or look again in a while where nobody wants it yet."""
+        if self.wanted():
+            self.start(now)
+        else:
+            self.restart_at = now + WANTED_SECONDS
 
     def start(self, now: float) -> None:
         """Start the child with its output appended to its log."""
@@ -63,6 +82,10 @@ class Process:
         if self.child is None:
             if now < self.restart_at:
                 return None
+            again = self.started_at > 0
+            if not again:
+                self.begin(now)
+                return None if self.child is None else f"{self.name} started, as it is needed now"
             self.start(now)
             return f"{self.name} started again"
         code = self.child.poll()
@@ -107,6 +130,10 @@ class Installation:
             Process(name, [sys.executable, "-m", "service.cli", name], logs / f"{name}.log", environment)
             for name in ("listen", "steward", "web", "worker")
         ]
+        # Its pulse lies apart: it must not speak for the worker that screens.
+        apart = {**environment, "OSTEOGATE_PULSE_DIR": str(settings.pulses / "trainer")}
+        command = [sys.executable, "-m", "service.cli", "worker", "--queue", "train"]
+        processes.append(Process("trainer", command, logs / "trainer.log", apart, _training_wanted(settings)))
         if not settings.broker_url:
             processes.insert(0, Process("broker", broker_command(settings), logs / "broker.log", environment))
         return cls(settings, say, processes)
@@ -115,7 +142,7 @@ class Installation:
         """Start everything and keep it running until `stopping()` is true; then stop in reverse order."""
         try:
             for process in self.processes:
-                process.start(time.monotonic())
+                process.begin(time.monotonic())
             while not stopping():
                 self._watch()
                 time.sleep(poll_seconds)
@@ -135,6 +162,23 @@ class Installation:
             event = process.watch(time.monotonic())
             if event:
                 self.say(event)
+
+
+def _training_wanted(settings: Settings) -> Callable[[], bool]:
+    """Whether a training run waits, as the database says; a database that does not answer wants nothing."""
+
+    def wanted() -> bool:
+        try:
+            store = Store(make_engine(settings.sqlalchemy_url))
+            try:
+                with store.reading() as session:
+                    return training.wanted_now(session)
+            finally:
+                store.close()
+        except SQLAlchemyError:
+            return False
+
+    return wanted
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

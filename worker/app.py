@@ -18,13 +18,14 @@ from celery.signals import worker_ready, worker_shutting_down
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow.bell import SCREEN_QUEUE, broker_settings
+from service.workflow.bell import SCREEN_QUEUE, TRAIN_QUEUE, broker_settings
 from service.workflow.pulse import Pulse
 from worker import tasks
 from worker.jobs import Ears, JobRunner, ScreenFunction
+from worker.trainer import TrainingRunner
 
 MAX_MESSAGES_AHEAD = 1
-TRAIN_QUEUE = "train"
+TRAIN_NICENESS = 10  # screening, intake and pages go first
 
 
 def make_app(broker_url: str) -> Celery:
@@ -50,24 +51,25 @@ def make_app(broker_url: str) -> Celery:
 def run_worker(settings: Settings, store: Store, policy: Policy, queue: str = SCREEN_QUEUE) -> None:
     """Serve a queue until SIGTERM; for `screen` load the pipeline first (which refuses altered weights)."""
     if queue == TRAIN_QUEUE:
-        serve_training(settings)
+        os.nice(TRAIN_NICENESS)
+        serve_training(settings, store)
         return
     from worker.start import make_screen  # here: it loads torch
 
     serve(settings, store, policy, make_screen(settings, policy))
 
 
-def serve_training(settings: Settings) -> None:
-    """Listen on the queue `train`, on which nothing arrives before retraining exists.
+def serve_training(settings: Settings, store: Store) -> None:
+    """Take training runs in this process, in its main thread, until SIGTERM or SIGINT.
 
     A queue of its own, so that a training run of days never stands before a patient's study.
     """
+    stopping = threading.Event()
+    beat = Pulse(settings.pulses, "worker").beat
+    runner = TrainingRunner(store, settings, worker=_name(), stopping=stopping, beat=beat)
     app = make_app(settings.celery_url)
-    try:
-        with Pulse(settings.pulses, "worker").beating():
-            app.worker_main(_arguments((TRAIN_QUEUE,)))
-    finally:
-        app.close()
+    tasks.register_training(app, runner.run)
+    _listen(app, TRAIN_QUEUE, runner, stopping)
 
 
 def serve(
@@ -78,11 +80,19 @@ def serve(
 ) -> None:
     """Run a solo Celery worker in this process, in its main thread, until SIGTERM or SIGINT."""
     stopping = threading.Event()
-    name = f"{socket.gethostname()}:{os.getpid()}"
     beat = Pulse(settings.pulses, "worker").beat
-    runner = JobRunner(store, settings, policy, screen, worker=name, stopping=stopping, beat=beat)
+    runner = JobRunner(store, settings, policy, screen, worker=_name(), stopping=stopping, beat=beat)
     app = make_app(settings.celery_url)
     tasks.register(app, runner.run)
+    _listen(app, SCREEN_QUEUE, runner, stopping)
+
+
+def _name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _listen(app: Celery, queue: str, runner: JobRunner | TrainingRunner, stopping: threading.Event) -> None:
+    """Run the app's worker on a queue; `stopping` is set when it shuts down."""
 
     def note_shutdown(**_: Any) -> None:
         stopping.set()
@@ -94,7 +104,7 @@ def serve(
     worker_shutting_down.connect(note_shutdown, weak=False)
     try:
         with Ears(runner):
-            app.worker_main(_arguments((SCREEN_QUEUE,)))
+            app.worker_main(_arguments((queue,)))
     finally:
         worker_ready.disconnect(note_ready)
         worker_shutting_down.disconnect(note_shutdown)

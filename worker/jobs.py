@@ -18,7 +18,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
+
+from sqlalchemy.orm import Session
 
 from service.domain.policy import Policy
 from service.domain.reasons import Code, Reason
@@ -116,6 +118,10 @@ class JobRunner:
     def listening(self) -> None:
         """Note that the process is ready for messages."""
         self.idle_since = self.clock()
+
+    def unheard(self, session: Session, since: datetime) -> bool:
+        """Whether a job waits that was rung for since then."""
+        return work.unheard(session, since=since)
 
     def run(self, job_id: int) -> Outcome:
         """Claim, measure, record. A failure is written to the job, never raised into Celery."""
@@ -252,6 +258,20 @@ def not_readable(error: VolumeError) -> Measurements:
     return replace(empty, refusals=(Reason(Code(error.code), error.text),))
 
 
+class Hearing(Protocol):
+    """A runner of jobs, as far as its ears are concerned."""
+
+    store: Store
+    stopping: threading.Event
+    exit_process: Exit
+    beat: Beat
+    busy: bool
+    idle_since: datetime | None
+
+    def unheard(self, session: Session, since: datetime) -> bool:
+        """Whether something waits that was rung for since then."""
+
+
 class Ears:
     """Ends a process that no longer hears the bell; a context manager around its service.
 
@@ -260,7 +280,7 @@ class Ears:
     Until then each look is a beat of the pulse: the process works (the guard bounds for how long), or it hears.
     """
 
-    def __init__(self, runner: JobRunner, patience_seconds: float = DEAF_SECONDS) -> None:
+    def __init__(self, runner: Hearing, patience_seconds: float = DEAF_SECONDS) -> None:
         self._runner = runner
         self._patience_seconds = patience_seconds
         self._ended = threading.Event()
@@ -296,7 +316,7 @@ class Ears:
             return False
         try:
             with runner.store.reading() as session:
-                return work.unheard(session, since=runner.idle_since)
+                return runner.unheard(session, runner.idle_since)
         except Exception:  # the database is away: nothing can be said
             log.exception("whether the bell was heard could not be checked")
             return False

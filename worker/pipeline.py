@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from models.attenuation import Attenuation, disc_attenuation
 from models.crop import SLABS, SagittalSlabs, Vertebra, VertebraError, locate, sagittal_slabs
@@ -234,15 +235,26 @@ def _cut(volume: Volume, segmentation: Segmentation, anatomy: Anatomy) -> tuple[
         if not anatomy.levels[level].in_view:
             continue
         try:
-            found.append(_cut_level(volume, segmentation, level, label_id))
+            found.append(cut_level(volume, segmentation.labels, level, label_id))
         except VertebraError as error:
             lost[level] = Reason(Code.LEVEL_NOT_MEASURABLE, f"{level} could not be measured: {error}.")
     return found, lost
 
 
-def _cut_level(volume: Volume, segmentation: Segmentation, level: str, label_id: int) -> Found:
-    vertebra = locate(segmentation.labels, volume.affine, label_id)
-    grid = (volume.hu, volume.affine, segmentation.labels, label_id)
+def cut_level(volume: Volume, labels: npt.NDArray[np.uint8], level: str, label_id: int) -> Found:
+    """One vertebra located, cut into its slabs and measured in HU: for prediction and for training alike.
+
+    Args:
+        volume: the CT.
+        labels: [k, j, i] on the CT's grid.
+        level: L1 to L4.
+        label_id: its value in `labels`.
+
+    Raises:
+        VertebraError: the vertebra cannot be located or cut.
+    """
+    vertebra = locate(labels, volume.affine, label_id)
+    grid = (volume.hu, volume.affine, labels, label_id)
     slabs = sagittal_slabs(*grid, n=SLABS, vertebra=vertebra)
     return Found(level, vertebra, slabs, disc_attenuation(*grid, vertebra=vertebra))
 

@@ -214,9 +214,8 @@ def make_table(
 ) -> Table:
     """The chosen vertebrae of a cohort beside their predictions [chosen, 2] (BMD g/cm2, TBS)."""
     rows = [cohort.rows[index] for index in chosen]
-    numbers = {name: np.array([float(row[name]) for row in rows]) for name in ("age", "bmi")}
-    if all(row.get("interval_days") for row in rows):
-        numbers["interval_days"] = np.array([float(row["interval_days"]) for row in rows])
+    known = [name for name in ("age", "bmi", "interval_days") if all(row.get(name) for row in rows)]
+    numbers = {name: np.array([float(row[name]) for row in rows]) for name in known}  # no CT tells a BMI, for one
     patients = cohort.patients[chosen]
     known = [name for name in ("vendor", "sex", "scanner") if all(row.get(name) for row in rows)]
     groups = {name: np.array([row[name] for row in rows]) for name in known}

@@ -135,7 +135,7 @@ def _variogram(hu: Array, core: npt.NDArray[np.bool_], lag: int) -> float:
 def _slab_examples(cohort: Cohort, chosen: Ints) -> Examples:
     """The FEATURES of mask variant 0, as the network is judged on it."""
     rows = [cohort.rows[index] for index in chosen]
-    patient = np.array([[float(row[name]) for name in ("hu", "age", "bmi")] for row in rows])
+    patient = np.array([[float(row[name] or "nan") for name in ("hu", "age", "bmi")] for row in rows])
     male = np.array([[row["sex"] == "M"] for row in rows], dtype=float)
     slabs = np.array([slab_features(cohort.slabs[index, 0]) for index in chosen])
     values = np.concatenate([patient[:, :2], male, patient[:, 2:], slabs], axis=1)
@@ -144,6 +144,8 @@ def _slab_examples(cohort: Cohort, chosen: Ints) -> Examples:
 
 def _estimates(make: Callable[[], BaseEstimator], seen: Examples, learn: Examples | None, column: int) -> Array | None:
     """Fitted on `learn` and applied to `seen`, or cross-fitted in `seen`; None where that is too small."""
+    told = np.flatnonzero(~np.isnan((learn or seen).values).all(axis=0)).tolist()  # no CT tells a BMI, for one
+    seen, learn = seen.of(told), None if learn is None else learn.of(told)
     with threadpool_limits(1):  # a few thousand rows: threads that wait for each other cost more than they do
         if learn is not None:
             estimate: Array = make().fit(learn.values, learn.targets[:, column]).predict(seen.values)

@@ -10,20 +10,21 @@ packaging.py       a run becomes a model package
 
 from models.training.batches import augmented, batches, training_images
 from models.training.calibration import conformal_intervals
-from models.training.cohort import Cohort
+from models.training.cohort import Cohort, stored_field, write_cohort
 from models.training.configuration import (
     MemberPlan,
     TrainingConfig,
     known_configurations,
     load_configuration,
 )
-from models.training.loop import Run, Trained, correlation, learning_rate, predict_cohort, train
+from models.training.loop import Interrupted, Run, Trained, correlation, learning_rate, predict_cohort, train
 from models.training.packaging import flatness, package_run, train_package
 from models.training.readout import estimate_cohort
 from models.training.refit import refit_package
 
 __all__ = [
     "Cohort",
+    "Interrupted",
     "MemberPlan",
     "Run",
     "Trained",
@@ -40,7 +41,9 @@ __all__ = [
     "package_run",
     "predict_cohort",
     "refit_package",
+    "stored_field",
     "train",
     "train_package",
     "training_images",
+    "write_cohort",
 ]

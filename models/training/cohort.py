@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,11 @@ from models.resnet50 import Floats
 
 Ints = npt.NDArray[np.int64]
 TENTHS = 10  # a cohort's `fold` column: tenths of its patients
+FIELD_PX = 128  # kept of a slab's 256: all that a vertebra can fill
+COLUMNS = (
+    "patient_id", "fold", "level", "provenance", "sex", "age", "bmi", "vendor", "scanner", "kernel", "slice_mm",
+    "dxa_device", "interval_days", "bmd_g_cm2", "tbs", "hu", "slabs", "index",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,28 @@ class Cohort:
     def patients_in(self, folds: tuple[int, ...]) -> int:
         """How many patients are in these folds."""
         return len(set(self.patients[self.where(folds)]))
+
+
+def stored_field(slabs: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+    """The middle of each slab [slabs, size, size] HU, as a cohort keeps it: [slabs, 128, 128] whole HU."""
+    edge = (slabs.shape[-1] - FIELD_PX) // 2
+    field = slabs[..., edge : edge + FIELD_PX, edge : edge + FIELD_PX]
+    rounded: npt.NDArray[np.int16] = np.rint(field).astype(np.int16)
+    return rounded
+
+
+def write_cohort(folder: Path, rows: Sequence[Mapping[str, object]], facts: Mapping[str, object]) -> None:
+    """The tables of a hospital's cohort, whose slabs lie in `folder` already; what a row doesn't know stays empty.
+
+    cohort.json comes last and in one step: a folder that holds it is complete.
+    """
+    with (folder / "cohort.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, COLUMNS, restval="")
+        table.writeheader()
+        table.writerows(rows)
+    draft = folder / "cohort.json.draft"
+    draft.write_text(json.dumps(dict(facts), indent=2) + "\n", encoding="utf-8")
+    draft.replace(folder / "cohort.json")
 
 
 def _column(rows: tuple[Mapping[str, str], ...], *names: str) -> Floats:

@@ -1,6 +1,6 @@
 """One training run as a value: what is trained on which patients, and how.
 
-Three configurations ship (models/configurations):
+Four configurations ship (models/configurations):
 
 - `yoshida-2023`, the paper's protocol: 5 folds by patient, a network per target, three slabs of each vertebra as
   training images of their own, the whole 256 x 256 picture, Adam, Huber loss, batches of 20, up to 500 epochs, the
@@ -10,6 +10,7 @@ Three configurations ship (models/configurations):
 - `osteogate`, ours, and the default: one trunk for both targets, the whole vertebra in nine slabs as channels (a
   densitometer counts pedicles and facets too, and no midsagittal slab shows them), the field that a vertebra can fill,
   a warm-up and a cosine, averaged weights of the last epoch, and a readout that weighs its answers with measures.
+- `osteogate-fine-tune`, the same for a run that starts with trained networks: a tenth of the learning rate, 20 epochs.
 
 A copy of either with changed lines is a configuration too.
 """
@@ -99,6 +100,7 @@ class TrainingConfig:
     erode_share: float = 0.25  # augmentation: share of vertebrae whose mask loses its rim
     test_time: TestTime = "none"
     readout: Weighing = "none"  # weighed with the network's answers: `models.measures`, or nothing
+    start_from: str = ""  # SHA-256 of the package whose networks it starts with (fine-tuning); "": an untrained start
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -140,7 +142,10 @@ class TrainingConfig:
         return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if not self.start_from:  # so that runs and packages from before fine-tuning read the same
+            del values["start_from"]
+        return values
 
     @property
     def members(self) -> tuple[MemberPlan, ...]:

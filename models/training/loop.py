@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.inputs import InputConfig, network_input
-from models.package import TARGETS
+from models.package import TARGETS, ModelPackage
 from models.resnet50 import (
     BonePredictor,
     Floats,
@@ -34,6 +34,7 @@ from models.resnet50 import (
     PackageNetwork,
     Precision,
     infer,
+    load_tensors,
     resolved_precision,
 )
 from models.training.batches import batches, steps_per_epoch, training_images
@@ -43,6 +44,10 @@ from models.training.configuration import MemberPlan, TrainingConfig
 RUN = "run.json"
 CHECKPOINT_SECONDS = 120.0
 State = dict[str, torch.Tensor]
+
+
+class Interrupted(Exception):
+    """Whoever watches the run asked it to stop; every step done so far is in its checkpoint."""
 
 
 def learning_rate(step: int, steps: int, config: TrainingConfig) -> float:
@@ -135,14 +140,34 @@ class Run:
             setattr(self, name, value)
 
 
-def start(cohort: Cohort, plan: MemberPlan, config: TrainingConfig, device: torch.device) -> Run:
-    """An untrained network that answers with the training patients' mean."""
+Watch = Callable[[Run], bool]  # asked after every step: shall it go on?
+
+
+def never_stop(_: Run) -> bool:
+    """The watch of a run that nobody stops."""
+    return True
+
+
+def start(
+    cohort: Cohort,
+    plan: MemberPlan,
+    config: TrainingConfig,
+    device: torch.device,
+    initial: ModelPackage | None = None,
+) -> Run:
+    """A network that answers with the training patients' mean; or, to fine-tune, as the `initial` package does.
+
+    A fine-tuned network keeps the mean and scale that it was trained with: its first answers are the package's own.
+    """
     torch.manual_seed(_seed(config, plan))
     channels = config.input.channels
     network = BonePredictor(NetworkConfig(config.architecture, plan.targets, channels, config.norm_momentum))
-    truth = cohort.targets[cohort.where(plan.training)][:, _columns(plan)]
-    network.target_mean.copy_(torch.from_numpy(truth.mean(axis=0)))
-    network.target_std.copy_(torch.from_numpy(np.maximum(truth.std(axis=0), 1e-3)))
+    if initial is None:
+        truth = cohort.targets[cohort.where(plan.training)][:, _columns(plan)]
+        network.target_mean.copy_(torch.from_numpy(truth.mean(axis=0)))
+        network.target_std.copy_(torch.from_numpy(np.maximum(truth.std(axis=0), 1e-3)))
+    else:
+        load_tensors(network, initial.weights(_member_for(plan, initial)))
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decaying = [weight for weight in network.parameters() if weight.ndim > 1]
     others = [weight for weight in network.parameters() if weight.ndim <= 1]
@@ -155,6 +180,35 @@ def start(cohort: Cohort, plan: MemberPlan, config: TrainingConfig, device: torc
     return Run(plan, config.epochs * an_epoch, an_epoch, network.train(), optimizer, average)
 
 
+def check_start(config: TrainingConfig, initial: ModelPackage | None) -> None:
+    """Whether the configuration fits the package that it starts with.
+
+    Raises:
+        ValueError: it names another package, or its networks are of another kind.
+    """
+    if config.start_from != ("" if initial is None else initial.sha256):
+        raise ValueError("start_from must name the package that the run starts with, by its SHA-256")
+    if initial is None:
+        return
+    made = initial.manifest
+    for name, wanted, there in (
+        ("architecture", config.architecture, made.architecture),
+        ("input", config.input, InputConfig.from_dict(made.input)),
+    ):
+        if wanted != there:
+            raise ValueError(f"{initial.name} has another {name} than the configuration: it can't be fine-tuned so")
+    for plan in config.members:
+        _member_for(plan, initial)
+
+
+def _member_for(plan: MemberPlan, initial: ModelPackage) -> str:
+    """The file of the package's network that this one starts with; of several the folds take turns."""
+    files = [one.file for one in initial.manifest.members if set(one.targets) == set(plan.targets)]
+    if not files:
+        raise ValueError(f"{initial.name} has no network for {' and '.join(plan.targets)} alone: it has other heads")
+    return files[plan.fold % len(files)]
+
+
 def train_member(
     run: Run,
     cohort: Cohort,
@@ -164,8 +218,13 @@ def train_member(
     stop_after_steps: int,
     checkpoint_seconds: float,
     log: Callable[[Run, str], None],
+    watch: Watch = never_stop,
 ) -> None:
-    """Steps until the end or `stop_after_steps`; a checkpoint every so many seconds and last."""
+    """Steps until the end or `stop_after_steps`; a checkpoint every so many seconds and last.
+
+    Raises:
+        Interrupted: `watch` said so after a step; the checkpoint holds it.
+    """
     saved, note = time.monotonic(), ""
     feed = batches(cohort, run.plan, config, *divmod(run.step, run.steps_per_epoch))
     while run.step < stop_after_steps:
@@ -179,9 +238,12 @@ def train_member(
             note = _end_of_epoch(run, cohort, config)
             feed = batches(cohort, run.plan, config, run.step // run.steps_per_epoch)
         log(run, note)
-        if run.step == stop_after_steps or time.monotonic() - saved >= checkpoint_seconds:
+        go_on = watch(run)
+        if not go_on or run.step == stop_after_steps or time.monotonic() - saved >= checkpoint_seconds:
             run.save(checkpoint)
             saved = time.monotonic()
+        if not go_on:
+            raise Interrupted(f"{run.plan.name} was stopped after step {run.step} of {run.steps}")
 
 
 def _step(run: Run, pictures: Floats, targets: Floats, config: TrainingConfig) -> float:
@@ -302,16 +364,22 @@ def train(
     folds: tuple[int, ...] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
+    initial: ModelPackage | None = None,
+    watch: Watch = never_stop,
 ) -> tuple[Trained, ...]:
     """Train the run's networks one after another, each to its end or to `stop_after_steps` of its own steps.
 
-    `folds` names the folds to train now (all by default). Returns every network that has been trained so far.
+    `folds` names the folds to train now (all by default); `initial` is the package to fine-tune, which the
+    configuration names by its hash. Returns every network that has been trained so far.
 
     Raises:
-        ValueError: `work` holds another run, or one that `resume` was not asked to go on with.
+        ValueError: `work` holds another run, or one that `resume` was not asked to go on with; or the package to start
+            with doesn't fit.
+        Interrupted: `watch` said so after a step.
     """
     device = device or torch.device("cpu")
     config = resolved(config, device)
+    check_start(config, initial)
     if unknown := set(folds or ()) - {plan.fold for plan in config.members}:
         raise ValueError(f"there is no fold {min(unknown)}: they are 0 to {config.cross_folds - 1}")
     _begin(work, cohort, config, resume)
@@ -322,7 +390,18 @@ def train(
         for plan in config.members:
             checkpoint = work / f"{plan.name}.pt"
             if folds is None or plan.fold in folds:
-                _continue(plan, cohort, config, checkpoint, device, stop_after_steps, checkpoint_seconds, progress)
+                _continue(
+                    plan,
+                    cohort,
+                    config,
+                    checkpoint,
+                    device,
+                    stop_after_steps,
+                    checkpoint_seconds,
+                    progress,
+                    initial,
+                    watch,
+                )
             if checkpoint.exists():
                 trained.append(Trained.read(checkpoint, plan, _steps(cohort, plan, config)))
     return tuple(trained)
@@ -337,6 +416,8 @@ def _continue(
     stop_after_steps: int | None,
     checkpoint_seconds: float,
     progress: Progress,
+    initial: ModelPackage | None,
+    watch: Watch,
 ) -> None:
     """One network, from its checkpoint where there is one."""
     steps = _steps(cohort, plan, config)
@@ -345,7 +426,7 @@ def _continue(
     if checkpoint.exists() and (done := Trained.read(checkpoint, plan, steps)).step >= last:
         progress.add_task(label, total=last, completed=done.step, note="done before")
         return
-    run = start(cohort, plan, config, device)
+    run = start(cohort, plan, config, device, initial)
     if checkpoint.exists():
         run.load(checkpoint)
     task = progress.add_task(label, total=last, completed=run.step, note="")
@@ -357,6 +438,7 @@ def _continue(
         stop_after_steps=last,
         checkpoint_seconds=checkpoint_seconds,
         log=lambda run, note: progress.update(task, completed=run.step, note=note),
+        watch=watch,
     )
 
 

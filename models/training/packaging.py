@@ -27,7 +27,16 @@ from models.resnet50 import Floats, PackageNetwork
 from models.training.calibration import COVERAGE, conformal_intervals
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import DEFAULT, TrainingConfig, load_configuration
-from models.training.loop import CHECKPOINT_SECONDS, Trained, correlation, predict_cohort, resolved, train
+from models.training.loop import (
+    CHECKPOINT_SECONDS,
+    Trained,
+    Watch,
+    correlation,
+    never_stop,
+    predict_cohort,
+    resolved,
+    train,
+)
 from models.training.readout import cohort_columns, weigh
 
 FLAT_SHARE = 0.2  # of the curve, at its end
@@ -51,16 +60,22 @@ def train_package(
     calibration_dir: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
+    initial: ModelPackage | None = None,
+    watch: Watch = never_stop,
+    created: datetime | None = None,
 ) -> ModelPackage:
     """Cohort folder -> trained, calibrated package at `out`; the run's checkpoints lie beside it, in `out`.run.
 
     `config` may be a shipped configuration's name, or a JSON file with any of TrainingConfig's fields. A run that was
     stopped (`stop_after_steps`, of each network, or `folds`) makes a package too, which says that it is unfinished;
     the resumed run's package takes its place. `calibration_dir` is a cohort of its own that sets the intervals.
+    `initial` is the package to fine-tune. `created` (now by default) stands in the manifest: a caller that knows when
+    its run began gets the same package, hash and all, however often the run was taken up again.
 
     Raises:
-        ValueError: the configuration or the run to resume is not there, no network of some target is yet, or the
-            calibration cohort is of another kind or shares a patient.
+        ValueError: the configuration or the run to resume is not there, no network of some target is yet, the package
+            to start with doesn't fit, or the calibration cohort is of another kind or shares a patient.
+        Interrupted: `watch`, asked after every step, said that it shall stop; `resume` goes on.
         PackageError: a finished package is at `out`.
     """
     refuse_to_overwrite(out)
@@ -80,8 +95,10 @@ def train_package(
         folds=folds,
         checkpoint_seconds=checkpoint_seconds,
         console=console,
+        initial=initial,
+        watch=watch,
     )
-    return package_run(trained, cohort, config, out, device=device, calibration=calibration)
+    return package_run(trained, cohort, config, out, device=device, calibration=calibration, created=created)
 
 
 def apart(calibration: Cohort, cohort: Cohort) -> Cohort:
@@ -102,6 +119,7 @@ def package_run(
     *,
     device: torch.device | None = None,
     calibration: Cohort | None = None,
+    created: datetime | None = None,
 ) -> ModelPackage:
     """Each network's kept epoch, with intervals from patients that its errors were not trained on."""
     kept = [one for one in trained if one.best]
@@ -115,9 +133,8 @@ def package_run(
     else:
         judged = np.arange(len(calibration.patients))
         predicted = predict_cohort(_together(kept, config, device), calibration, judged, config.input, "fp32", device)
-    readout = None
-    if config.readout == "measures":
-        readout = weigh(_together(kept, config, device), cohort, config, device)
+    readout = weigh(_together(kept, config, device), cohort, config, device)
+    if readout is not None:
         predicted = readout.of_columns(cohort_columns(judges, judged, predicted)).astype(np.float32)
     errors = predicted - judges.targets[judged]
     files = {one.plan.name: WEIGHTS if len(config.members) == 1 else f"{one.plan.name}.safetensors" for one in kept}
@@ -128,12 +145,12 @@ def package_run(
         architecture=config.architecture,
         targets=TARGETS,
         input=config.input.to_dict(),
-        training=_training(trained, cohort, config, calibration),
+        training={**_training(trained, cohort, config, calibration), "readout": readout and READOUT},
         synthetic_only=cohort.provenance == "digital",
         metrics={"calibration": metrics(judged, predicted, judges)},
         intervals=conformal_intervals(errors, judges.patients[judged]),
         interval_level=COVERAGE,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
         members=tuple(
             Member(files[one.plan.name], one.plan.fold, one.plan.targets, one.step, one.best_epoch) for one in kept
         ),
@@ -350,10 +367,12 @@ def _networks(manifest: Manifest) -> str:
     head = "one joint head" if manifest.training["config"]["heads"] == "joint" else "a network per target"
     many = "" if count == 1 else f"; the mean of {count} networks"
     sides = "; the mean over both orders of the slabs" if manifest.test_time == "exchange-sides" else ""
+    origin = manifest.training["config"].get("start_from")
+    start = f"fine-tuned from the package {origin[:12]}" if origin else "untrained start"
     weighed = ""
-    if manifest.training["config"].get("readout") == "measures":
+    if manifest.training.get("readout"):
         weighed = f" Its answers are weighed with {len(NAMES)} measures of the same slabs and the level ({READOUT})."
-    return f"Trunk {manifest.architecture}, untrained start, {head}, batches of {batch}{many}{sides}.{weighed}"
+    return f"Trunk {manifest.architecture}, {start}, {head}, batches of {batch}{many}{sides}.{weighed}"
 
 
 def _patients(manifest: Manifest, kind: str) -> str:

@@ -51,14 +51,17 @@ def estimate_cohort(
     return weighed
 
 
-def weigh(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, device: torch.device) -> Readout:
+def weigh(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, device: torch.device) -> Readout | None:
     """The readout of a network that was trained on the cohort: see `models.training.readout`.
 
     The measures are learned from every outline of the training patients, rough ones too; the network's share from the
-    patients that it never trained on, with the outlines that it will be judged by.
+    patients that it never trained on, with the outlines that it will be judged by. None where the configuration wants
+    no readout, or the patients are too few for one.
     """
     plan = config.members[0]
     learned, unseen = cohort.where(plan.training), cohort.where(plan.validation)
+    if config.readout == "none" or min(len(learned), len(unseen)) < FEWEST:
+        return None
     nothing = np.full((len(learned), len(TARGETS)), np.nan, dtype=np.float32)  # the network knows them by heart
     variants = cohort.slabs.shape[1]
     seen = np.concatenate([cohort_columns(cohort, learned, nothing, variant=one) for one in range(variants)])

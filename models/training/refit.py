@@ -46,7 +46,7 @@ def refit_package(
     calibration = None if calibration_dir is None else apart(Cohort.read(calibration_dir), cohort)
     device = torch.device("cpu")
     network = load_network(package, device)
-    readout = weigh(network, cohort, config, device) if config.readout == "measures" else None
+    readout = weigh(network, cohort, config, device)
     judges = calibration or cohort
     judged = judges.where(config.calibration_folds) if calibration is None else np.arange(len(judges.patients))
     predicted = predict_cohort(network, judges, judged, config.input, "fp32", device)
@@ -55,6 +55,7 @@ def refit_package(
     training = {
         **told,
         "config": config.to_dict(),
+        "readout": readout and READOUT,
         "networks_from": {"package": package.name, "sha256": package.sha256},
         "calibration_cohort": None if calibration is None else dict(calibration.facts),
         "calibration_cohort_sha256": None if calibration is None else calibration.sha256,

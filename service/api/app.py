@@ -16,6 +16,7 @@ from service.api.models import models_router
 from service.api.operations import operations_router
 from service.api.performance import performance_router
 from service.api.routes import CSV_ROWS, api_router, csv_response
+from service.api.training import training_router
 from service.domain.access import NOBODY, Right
 from service.domain.errors import ConfigurationError
 from service.domain.policy import Policy
@@ -28,6 +29,7 @@ from service.web.login import login_router
 from service.web.models import models_page_router
 from service.web.pages import STATIC, Pages, page_router
 from service.web.performance import performance_page_router
+from service.web.training import training_page_router
 from service.web.tries import Pace
 from service.workflow import people, reading
 from service.workflow.clock import Clock, utc_now
@@ -51,12 +53,14 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
     app.include_router(api_router(desk))
     app.include_router(dxa_router(desk))
     app.include_router(models_router(desk))
+    app.include_router(training_router(desk))
     app.include_router(operations_router(desk, lookout))
     app.include_router(performance_router(desk, lookout))
     app.include_router(page_router(desk, pages, lookout))
     app.include_router(dxa_page_router(desk, pages))
     app.include_router(models_page_router(desk, pages))
     app.include_router(performance_page_router(desk, pages, lookout))
+    app.include_router(training_page_router(desk, pages))
     app.include_router(login_router(desk, pages))
 
     @app.get("/api/docs", include_in_schema=False, dependencies=[Depends(Needs(Right.READ))])

@@ -37,13 +37,14 @@ class Right(StrEnum):
     MODELS = "models"  # promote models, roll back, take packages in and out
     AUDIT = "audit"  # read who did what
     WATCH = "watch"  # how the model does, and whether a scanner has changed
+    TRAIN = "train"  # start, watch, cancel and resume training runs
 
 
 GRANTS: Mapping[Role, frozenset[Right]] = {
     Role.VIEWER: frozenset({Right.READ}),
     Role.CLINICIAN: frozenset({Right.READ, Right.REFER, Right.DXA, Right.WATCH}),
     Role.PACS_ADMIN: frozenset({Right.READ, Right.OPERATE, Right.AUDIT}),
-    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.MODELS, Right.AUDIT, Right.WATCH}),
+    Role.ML_ADMIN: frozenset({Right.READ, Right.DXA, Right.TRAIN, Right.MODELS, Right.AUDIT, Right.WATCH}),
 }
 
 

@@ -380,6 +380,25 @@ class GatePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingPolicy:
+    """When the site's own pairs are enough to train on."""
+
+    patients_minimum: int = _threshold(
+        50,
+        unit="patients",
+        source=f"our choice: far fewer than the 280 of {YOSHIDA}, enough to fine-tune; the gate judges what came of it",
+        low=10,
+        high=100_000,
+    )
+    locked_minimum: int = _threshold(
+        10, unit="patients", source="our choice: fewer judge nothing; the gate asks for more", low=2, high=100_000
+    )
+    locked_share: float = _threshold(
+        0.2, unit="share of patients", source=f"our choice; {YOSHIDA} tested on 52 of 402", low=0.05, high=0.5
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """The whole rule book of one installation; `label` names it in every result."""
 
@@ -390,6 +409,7 @@ class Policy:
     pairing: PairingPolicy = PairingPolicy()
     monitoring: MonitoringPolicy = MonitoringPolicy()
     gate: GatePolicy = GatePolicy()
+    training: TrainingPolicy = TrainingPolicy()
     references: tuple[Reference, ...] = field(default=(), metadata=_NOT_IN_THE_FILE)  # for real patients, as chosen
 
     @property
@@ -434,6 +454,7 @@ def thresholds(policy: Policy) -> list[Threshold]:
         "pairing.": policy.pairing,
         "monitoring.": policy.monitoring,
         "gate.": policy.gate,
+        "training.": policy.training,
     }
     return [threshold for prefix, section in sections.items() for threshold in _thresholds(section, prefix)]
 

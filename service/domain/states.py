@@ -1,4 +1,4 @@
-"""Where a study, a job and a referral can stand."""
+"""Where a study, a job, a referral and a training run can stand."""
 
 from __future__ import annotations
 
@@ -59,3 +59,26 @@ class DeliveryState(StrEnum):
     WAITING = "waiting"  # due now or after its back-off
     SENDING = "sending"  # held by one courier until its lease runs out
     DELIVERED = "delivered"
+
+
+class RunState(StrEnum):
+    """A training run's life; only the holder of the current token may move a running one on."""
+
+    WAITING = "waiting"  # for the trainer
+    RUNNING = "running"
+    FINISHED = "finished"  # a package and the reports about it stand
+    FAILED = "failed"  # the error says why; it can be resumed
+    CANCELLED = "cancelled"  # by a person; it can be resumed
+
+    @property
+    def going(self) -> bool:
+        """Whether it will move by itself."""
+        return self in (RunState.WAITING, RunState.RUNNING)
+
+
+class RunStage(StrEnum):
+    """What a running one does."""
+
+    CUTTING = "cutting"  # vertebrae out of the stored CTs
+    TRAINING = "training"
+    JUDGING = "judging"  # candidate and model in force on the locked patients

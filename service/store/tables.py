@@ -19,7 +19,15 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from service.domain.states import DeliveryState, DxaReportState, JobState, ReferralState, ReportState, StudyState
+from service.domain.states import (
+    DeliveryState,
+    DxaReportState,
+    JobState,
+    ReferralState,
+    ReportState,
+    RunState,
+    StudyState,
+)
 
 NAMING = {
     "ix": "ix_%(column_0_label)s",
@@ -489,3 +497,72 @@ class ShadowRow(Table):
     created_at: Mapped[datetime]
 
     __table_args__ = (UniqueConstraint("result_id", "model_id"),)
+
+
+class TrainingRunRow(Table):
+    """One training run: what was asked for, its frozen manifest, where it stands, and what came of it."""
+
+    __tablename__ = "training_runs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str] = mapped_column(String(16), default=RunState.WAITING.value, index=True)
+    going: Mapped[int | None] = mapped_column(unique=True)  # 1 while it waits or runs, else null: one goes at a time
+    reason: Mapped[str] = mapped_column(Text)  # why a person wants it
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(64))
+    configuration: Mapped[str] = mapped_column(String(64))  # the shipped one that it began with
+    start: Mapped[str] = mapped_column(String(16))
+    people: Mapped[str] = mapped_column(String(16))  # patients or digital
+    patients: Mapped[int]  # who train
+    locked: Mapped[int]  # patients who judge
+    vertebrae: Mapped[int]  # of both
+    manifest: Mapped[dict[str, Any]]
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    stage: Mapped[str | None] = mapped_column(String(16))
+    progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    lost: Mapped[list[Any]] = mapped_column(default=list)  # [{"study_uid", "level", "code", "text"}] while cutting
+    attempts: Mapped[int] = mapped_column(default=0)
+    token: Mapped[int] = mapped_column(default=0)  # fencing token: raised by every claim
+    worker: Mapped[str | None] = mapped_column(String(128))
+    lease_until: Mapped[datetime | None]
+    deadline_at: Mapped[datetime | None]
+    rung_at: Mapped[datetime | None]
+    cancel_asked_at: Mapped[datetime | None]
+    last_error: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    package_path: Mapped[str | None] = mapped_column(Text)  # this, and the reports, relative to the data folder
+    package_sha256: Mapped[str | None] = mapped_column(String(64))
+    candidate_report: Mapped[str | None] = mapped_column(Text)
+    champion_report: Mapped[str | None] = mapped_column(Text)
+    champion: Mapped[str | None] = mapped_column(String(128))  # the model in force that judged beside it
+    champion_sha256: Mapped[str | None] = mapped_column(String(64))
+
+
+class TrainingEpochRow(Table):
+    """One point of one network's curve."""
+
+    __tablename__ = "training_epochs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("training_runs.id"))
+    network: Mapped[str] = mapped_column(String(32))
+    epoch: Mapped[int]
+    step: Mapped[int]
+    training_loss: Mapped[float]
+    validation_loss: Mapped[float]
+    bmd_r: Mapped[float | None]
+    tbs_r: Mapped[float | None]
+
+    __table_args__ = (UniqueConstraint("run_id", "network", "epoch"),)
+
+
+class TrainingPatientRow(Table):
+    """Where a patient belongs for good: who once judged never trains, and the other way round."""
+
+    __tablename__ = "training_patients"
+
+    patient_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    part: Mapped[str] = mapped_column(String(16))  # training, locked
+    tenth: Mapped[int | None]
+    run_id: Mapped[int] = mapped_column(ForeignKey("training_runs.id"))  # the first that saw them

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 from service.domain.access import LOCAL, Principal, Right
 from service.domain.policy import Policy
+from service.domain.training import Wanted
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow import delivery, reading, referral, renumber, reporting, rerun
+from service.workflow import delivery, model, reading, referral, renumber, reporting, rerun, training
 from service.workflow.clock import Clock, utc_now
 from service.workflow.people import By, SessionRules
 
@@ -24,6 +25,7 @@ NO_STUDY = "There is no such study."
 NO_RESULT = "There is no such study, or it has no such result."
 NO_REPORT = "There is no such report."
 NO_DELIVERY = "There is no such delivery."
+NO_RUN = "There is no such training run."
 MAX_ID = 2**31 - 1  # the largest key of a row on every database
 PRINCIPAL_KEY = "osteogate.principal"  # in a request's scope: who asks, None on the few open pages
 
@@ -140,6 +142,33 @@ class Desk:
     def _note_seen(self, session: Session, request: Request, action: str, detail: reading.StudyDetail) -> None:
         shown = detail.earlier.revision if detail.earlier else detail.intake.revision
         self.note(session, request, action, detail.intake.study_uid, revision=shown)
+
+    def train(self, request: Request, wanted: Wanted) -> training.Created:
+        """Ask for a training run."""
+        with self.store.transaction() as session:
+            return training.create(
+                session,
+                wanted,
+                by(request, self.clock),
+                policy=self.policy,
+                shelf=training.shelf(model.in_force(session, self.settings.models_dir)),
+                room=training.room(self.settings),
+            )
+
+    def cancel_training(self, request: Request, run_id: int) -> None:
+        """Stop a run; `NotChangeable` says why not."""
+        self._change_run(training.cancel, request, run_id)
+
+    def resume_training(self, request: Request, run_id: int) -> None:
+        """Let a run that stopped go on; `NotChangeable` says why not."""
+        self._change_run(training.resume, request, run_id)
+
+    def _change_run(self, change: Callable[[Session, int, By], object], request: Request, run_id: int) -> None:
+        try:
+            with self.store.transaction() as session:
+                change(session, run_id, by(request, self.clock))
+        except LookupError:
+            raise HTTPException(404, NO_RUN) from None
 
     def _report(self, session: Session, report_id: int) -> reading.ReportFile:
         found = reading.report_file(session, report_id)

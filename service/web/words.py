@@ -10,11 +10,20 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from service.domain.monitoring import Estimate
 from service.domain.reasons import Code
 from service.domain.result import Interval
-from service.domain.states import DeliveryState, DxaReportState, ReferralState, ReportState, StudyState
+from service.domain.states import (
+    DeliveryState,
+    DxaReportState,
+    ReferralState,
+    ReportState,
+    RunStage,
+    RunState,
+    StudyState,
+)
 from service.workflow.models import ModelLine
 from service.workflow.reading import (
     Address,
@@ -125,6 +134,18 @@ MODEL_ORIGINS = {
     "imported": "Trained at another site",
 }
 MODEL_MOVES = {"shipped": "In force from the start,", "promote": "Promoted", "rollback": "Brought back"}
+RUN_STATES = {
+    RunState.WAITING: Chip("in-progress", "Waiting"),
+    RunState.RUNNING: Chip("in-progress", "Running"),
+    RunState.FINISHED: Chip("done", "Finished"),
+    RunState.FAILED: Chip("failed", "Failed"),
+    RunState.CANCELLED: Chip("not-assessable", "Cancelled"),
+}
+RUN_STAGES = {
+    RunStage.CUTTING: "Cutting vertebrae out of the stored CTs",
+    RunStage.TRAINING: "Training",
+    RunStage.JUDGING: "Judging on the locked patients",
+}
 
 SEXES = {"F": "female", "M": "male", "O": "other"}
 
@@ -242,6 +263,22 @@ def estimate(told: Estimate, digits: int, percent: bool) -> str:
     scale, unit = (100, "\u00a0%") if percent else (1, "")
     low, high = told.low * scale, told.high * scale
     return f"{number(told.value * scale, digits)}{unit} ({interval((low, high), digits)})"
+
+
+def run_progress(told: Mapping[str, Any]) -> str:
+    """How far a training run is, as its trainer told last."""
+    if "studies" in told:
+        return f"{told.get('studies_done', 0)} of {told['studies']} studies"
+    if "judging" in told:
+        return f"the {told['judging']}"
+    if "steps_planned" not in told:
+        return ""
+    parts = [f"{told.get('steps_done', 0)} of {told['steps_planned']} steps"]
+    if "network" in told:
+        parts.insert(0, f"{told['network']}, epoch {told.get('epoch', 0)} of {told.get('epochs', MISSING)}")
+    if told.get("images_per_second"):
+        parts.append(f"{number(told['images_per_second'], 1)} images/s")
+    return " · ".join(parts)
 
 
 def interval(value: Interval | Sequence[float] | None, digits: int = 2) -> str:

@@ -11,6 +11,8 @@ from celery import Celery
 
 SCREEN_TASK = "osteogate.screen"
 SCREEN_QUEUE = "screen"
+TRAIN_TASK = "osteogate.train"
+TRAIN_QUEUE = "train"  # of its own, so that a run of days never stands before a patient's study
 SOCKET_TIMEOUT_SECONDS = 2.0  # a half-open broker connection would otherwise be waited on for ever
 
 
@@ -53,6 +55,10 @@ class Bell:
     def ring(self, job_id: int) -> None:
         """Send the message; raises, within a few seconds, when the broker cannot be reached."""
         self._app.send_task(SCREEN_TASK, args=[job_id], queue=SCREEN_QUEUE, retry=False, ignore_result=True)
+
+    def ring_training(self, run_id: int) -> None:
+        """The same for a training run."""
+        self._app.send_task(TRAIN_TASK, args=[run_id], queue=TRAIN_QUEUE, retry=False, ignore_result=True)
 
     def close(self) -> None:
         """Close the broker connections."""

@@ -72,7 +72,7 @@ def in_force(session: Session, models_dir: Path) -> InForce:
     """The model in force as this transaction sees it."""
     row = pointed_at(session)
     if row is None or row.origin == SHIPPED:
-        return _shipped_in_force()
+        return shipped_in_force()
     folder = models_dir / row.path / "package"
     return InForce(f"{row.name}-{row.version}", row.sha256, folder, gate_passed(session, row.sha256))
 
@@ -89,7 +89,7 @@ def in_shadow(session: Session, models_dir: Path) -> InForce | None:
 def in_force_here(settings: Settings) -> InForce:
     """The model in force at an installation, whether its database has been made or not."""
     if not has_registry(settings):
-        return _shipped_in_force()
+        return shipped_in_force()
     store = Store(make_engine(settings.sqlalchemy_url))
     try:
         with store.reading() as session:
@@ -109,7 +109,8 @@ def has_registry(settings: Settings) -> bool:
         engine.dispose()
 
 
-def _shipped_in_force() -> InForce:
+def shipped_in_force() -> InForce:
+    """What is in force where nothing else was promoted."""
     shipped = shipped_model()
     manifest = shipped.manifest
     return InForce(f"{manifest.name}-{manifest.version}", shipped.sha256, shipped.folder, gate_passed=False)

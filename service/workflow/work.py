@@ -20,7 +20,7 @@ from service.store.tables import AuditRow, JobRow, StudyRow
 from service.workflow import locks
 
 _ERROR_LENGTH = 4000  # characters of an error's text that are kept
-_SLOWEST_RERING = 8  # a waiting job is rung ever more rarely, down to once in this many rering periods
+SLOWEST_RERING = 8  # a waiting job is rung ever more rarely, down to once in this many rering periods
 
 
 class StaleToken(OsteogateError):
@@ -181,7 +181,7 @@ def due_for_bell(session: Session, now: datetime, rering_seconds: float) -> list
     for job_id, created_at, rung_at in session.execute(waiting):
         if rung_at is not None:
             age = (rung_at - created_at).total_seconds()
-            pause = min(max(rering_seconds, age), _SLOWEST_RERING * rering_seconds)
+            pause = min(max(rering_seconds, age), SLOWEST_RERING * rering_seconds)
             if rung_at > now - timedelta(seconds=pause):
                 continue
         due.append(job_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import runpy
 
-BENCHMARKS = ("bench_intake", "bench_stages", "bench_segment", "bench_predict")
+BENCHMARKS = ("bench_intake", "bench_stages", "bench_segment", "bench_predict", "bench_train")
 
 for name in BENCHMARKS:
     print(f"\n== {name} ==", flush=True)

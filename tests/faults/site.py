@@ -176,7 +176,7 @@ def standing_site(folder: Path, kind: str = "sqlite", *, tcp: bool = False, **ch
         )
         store = Store(make_engine(url))
         bell = Bell(broker.url)
-        steward = Steward(store, settings, DEFAULT_POLICY, bell.ring)
+        steward = Steward(store, settings, DEFAULT_POLICY, bell.ring, ring_training=bell.ring_training)
         try:
             yield Site(settings, store, broker, folder / "worker.log", steward, Door(store, settings))
         finally:

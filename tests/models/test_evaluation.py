@@ -20,6 +20,7 @@ from models.evaluation import (
     train_package,
     whose,
 )
+from models.evaluation.comparators import compare
 from models.package import Interval, Manifest
 from models.training import Cohort
 from tests.models.tiny import tiny_cohort, tiny_config
@@ -155,3 +156,14 @@ def test_a_cohort_that_knows_its_scanners_is_judged_by_them(tmp_path: Path) -> N
     made = make_table(replace(cohort, rows=rows), everybody, cohort.targets.astype(np.float64))
     assert sorted(set(made.groups["scanner"])) == ["canon 0", "canon 1"]
     assert "scanner" not in make_table(cohort, everybody, cohort.targets.astype(np.float64)).groups
+
+
+def test_a_hospital_that_knows_no_bmi_is_judged_all_the_same(tmp_path: Path) -> None:
+    cohort = Cohort.read(tiny_cohort(tmp_path / "cohort"))
+    rows = tuple({**row, "bmi": ""} for row in cohort.rows)
+    site, chosen = replace(cohort, rows=rows), np.arange(len(rows))
+    made = make_table(site, chosen, cohort.targets.astype(np.float64))
+    assert set(made.numbers) == {"age"}
+    assert set(made.groups) == {"vendor", "sex", "age"}
+    estimates = compare(site, chosen, tmp_path / "cohort", None).estimates
+    assert np.isfinite(estimates["gbm_bmd"]).all()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from models.package import TARGETS, ModelPackage, PackageError
 from models.resnet50 import infer, load_network
 from models.training import (
     Cohort,
+    Interrupted,
+    Run,
     TrainingConfig,
     augmented,
     batches,
@@ -133,7 +136,7 @@ def test_the_papers_protocol_is_the_papers() -> None:
 
 
 def test_the_shipped_configurations_are_complete_and_ours_is_the_default() -> None:
-    assert known_configurations() == ("osteogate", "yoshida-2023", "yoshida-2023-field")
+    assert known_configurations() == ("osteogate", "osteogate-fine-tune", "yoshida-2023", "yoshida-2023-field")
     for name in known_configurations():
         written = json.loads((ROOT / "models" / "configurations" / f"{name}.json").read_text())
         assert written == json.loads(json.dumps(load_configuration(name).to_dict()))
@@ -141,7 +144,7 @@ def test_the_shipped_configurations_are_complete_and_ours_is_the_default() -> No
 
 
 def test_an_unknown_configuration_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="osteogate, yoshida-2023"):
+    with pytest.raises(ValueError, match="osteogate, osteogate-fine-tune, yoshida-2023"):
         load_configuration("yoshida-2024")
 
 
@@ -389,6 +392,57 @@ def test_two_folds_of_two_targets_in_parts(folder: Path, cohort: Cohort, tmp_pat
     single = [infer(member, pictures, device=torch.device("cpu"))[:, 0] for member in network.members]
     assert np.allclose(answer[:, 0], (single[0] + single[2]) / 2, atol=1e-6)
     assert np.allclose(answer[:, 1], (single[1] + single[3]) / 2, atol=1e-6)
+
+
+# --- fine-tuning, and a run that somebody watches ----------------------------------------------------------------
+
+
+def test_fine_tuning_begins_where_the_package_stands(folder: Path, cohort: Cohort, tmp_path: Path) -> None:
+    """Without learning, what comes out answers as what went in: weights, statistics, mean and scale."""
+    first = train_package(folder, tmp_path / "first", tiny_config(epochs=2, keep="last"))
+    still = {"learning_rate": 0.0, "norm_momentum": 0.0, "start_from": first.sha256, "epochs": 1, "keep": "last"}
+    same = train_package(folder, tmp_path / "same", tiny_config(**still), initial=first)
+    pictures = network_input(cohort.slabs[:6, 0], INPUT)
+    device = torch.device("cpu")
+    before, after = (infer(load_network(one, device), pictures, device=device) for one in (first, same))
+    assert np.array_equal(before, after)
+    assert same.manifest.training["config"]["start_from"] == first.sha256
+    assert f"fine-tuned from the package {first.sha256[:12]}" in same.model_card()
+    assert "untrained start" in first.model_card()
+    others = tiny_config(**still | {"learning_rate": 1e-3})
+    moved = train_package(folder, tmp_path / "moved", others, initial=first)
+    assert not np.array_equal(before, infer(load_network(moved, device), pictures, device=device))
+
+
+def test_a_package_that_does_not_fit_is_no_start(folder: Path, tmp_path: Path) -> None:
+    first = train_package(folder, tmp_path / "first", tiny_config(epochs=1))
+    for config, initial, told in (
+        (tiny_config(), first, "by its SHA-256"),
+        (tiny_config(start_from=first.sha256), None, "by its SHA-256"),
+        (tiny_config(start_from=first.sha256, architecture="resnet34"), first, "another architecture"),
+        (tiny_config(start_from=first.sha256, input=INPUT.to_dict() | {"rows": 40}), first, "another input"),
+        (tiny_config(start_from=first.sha256, heads="separate"), first, "no network for bmd_g_cm2 alone"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            train_package(folder, tmp_path / "no", config, initial=initial)
+    assert not (tmp_path / "no.run").exists()
+
+
+def test_a_watched_run_stops_after_the_step_and_ends_as_the_same_package(folder: Path, tmp_path: Path) -> None:
+    config, created = tiny_config(epochs=2, ema_decay=0.9), datetime(2026, 11, 28, tzinfo=UTC)
+    straight = train_package(folder, tmp_path / "a" / "package", config, created=created)
+    seen: list[int] = []
+
+    def watch(run: Run) -> bool:
+        seen.append(run.step)
+        return run.step != 3
+
+    with pytest.raises(Interrupted, match="after step 3 of 8"):
+        train_package(folder, tmp_path / "b" / "package", config, watch=watch, created=created)
+    assert seen == [1, 2, 3]
+    resumed = train_package(folder, tmp_path / "b" / "package", config, resume=True, watch=watch, created=created)
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert resumed.sha256 == straight.sha256
 
 
 # --- what is said of it -----------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ document.addEventListener("submit", (event) => {
 });
 // A choice in a filter counts at once.
 document.addEventListener("change", (event) => {
-  if (event.target instanceof HTMLSelectElement && event.target.form) event.target.form.requestSubmit();
+  const choice = event.target;
+  if (choice instanceof HTMLSelectElement && choice.form && !("wait" in choice.dataset)) choice.form.requestSubmit();
 });
 // A UID that is copied says so for a moment; where the clipboard is closed to pages, it is selected instead.
 document.addEventListener("click", async (event) => {
@@ -30,3 +31,20 @@ document.addEventListener("click", async (event) => {
   }
   setTimeout(() => { button.textContent = label; }, 2000);
 });
+// A part that moves listens to the server while it is on the page, and is drawn anew when something was told.
+let stream = null;
+function listen() {
+  const part = document.querySelector("[data-events]");
+  const address = part === null ? null : part.dataset.events;
+  if (stream !== null && stream.address === address) return;
+  if (stream !== null) stream.source.close();
+  stream = null;
+  if (address === null) return;
+  const source = new EventSource(address);
+  const moved = () => { const live = document.querySelector("[data-events]"); if (live) htmx.trigger(live, "moved"); };
+  ["epoch", "progress"].forEach((name) => source.addEventListener(name, moved));
+  source.addEventListener("end", () => { source.close(); moved(); });
+  stream = { address, source };
+}
+document.addEventListener("DOMContentLoaded", listen);
+document.addEventListener("htmx:afterSettle", listen);

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from service.api.app import create_app
-from service.domain.policy import DEFAULT_POLICY
+from service.domain.policy import DEFAULT_POLICY, Policy
 from service.settings import Settings
 from service.store.engine import Store, make_engine, upgrade
 from service.store.tables import DeliveryRow, ReportRow, ResultRow, StudyRow
@@ -36,17 +37,19 @@ def installed(
     empty: bool = False,
     disk_floor_bytes: int = 1,
     destinations: str = seed.DESTINATIONS,
+    policy: Policy = DEFAULT_POLICY,
+    **changes: Any,
 ) -> Iterator[Installation]:
     """A running application on this (migrated, empty) database, else on SQLite; `empty`: without studies."""
     url = database_url or workbench.fresh_url("sqlite", folder)
     told = {"data_dir": folder, "database_url": url, "destinations": destinations}
-    settings = Settings.model_validate({**told, "disk_floor_bytes": disk_floor_bytes})
+    settings = Settings.model_validate({**told, "disk_floor_bytes": disk_floor_bytes, **changes})
     engine = make_engine(settings.sqlalchemy_url)
     store = Store(engine)
     if not empty:
         with store.transaction() as session:
             seed.fill(session, settings.results_dir)
-    app = create_app(settings, store, DEFAULT_POLICY, clock=lambda: seed.NOW)
+    app = create_app(settings, store, policy, clock=lambda: seed.NOW)
     with TestClient(app, base_url=ORIGIN, raise_server_exceptions=False) as client:
         yield Installation(client, store, settings)
     store.close()

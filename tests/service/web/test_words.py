@@ -178,3 +178,18 @@ def test_destination_is_told_in_words(line: DestinationLine, chip: str, backlog:
 def test_failing_destination_says_since_when() -> None:
     line = DestinationLine("pacs", "x", waiting=1, failing=1, failing_since=NOW)
     assert words.destination(line, NOW).text == f"Failing since {words.clock(NOW, NOW)}"
+
+
+def test_how_far_a_training_run_is() -> None:
+    assert words.run_progress({}) == ""
+    assert words.run_progress({"studies_done": 3, "studies": 40}) == "3 of 40 studies"
+    assert words.run_progress({"judging": "champion"}) == "the champion"
+    told = {
+        "network": "fold1",
+        "epoch": 2,
+        "epochs": 60,
+        "steps_done": 9,
+        "steps_planned": 90,
+        "images_per_second": 14.24,
+    }
+    assert words.run_progress(told) == "fold1, epoch 2 of 60 · 9 of 90 steps · 14.2 images/s"

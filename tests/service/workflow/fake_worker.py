@@ -20,7 +20,7 @@ from service.domain.result import Measurements
 from service.settings import Settings
 from service.store.engine import Store, make_engine
 from tests.service.workflow.workbench import measured
-from worker.app import serve
+from worker.app import serve, serve_training
 from worker.jobs import ScreenRequest
 
 Behaviour = Callable[[ScreenRequest], Measurements]
@@ -96,6 +96,9 @@ BEHAVIOURS: dict[str, Behaviour] = {
 }
 
 
+TRAINS = "trains"  # the real trainer, on its own queue
+
+
 def main(settings: Settings, behaviour: str, log: Path) -> None:
     """The process; everything that it says goes to `log`."""
     with log.open("ab") as out:
@@ -104,4 +107,7 @@ def main(settings: Settings, behaviour: str, log: Path) -> None:
     faulthandler.register(signal.SIGUSR1, file=2)
     logging.basicConfig(level=logging.INFO)
     store = Store(make_engine(settings.sqlalchemy_url))
+    if behaviour == TRAINS:
+        serve_training(settings, store)
+        return
     serve(settings, store, DEFAULT_POLICY, _told(BEHAVIOURS[behaviour]))

@@ -1,0 +1,70 @@
+"""A run as it is asked for: what is impossible is told by code, the rest becomes a whole configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from models.training import TrainingConfig
+from service.domain.reasons import Code
+from service.domain.training import Origin, Start, Wanted, configured, objections
+from service.workflow.training import shelf
+
+SHELF = shelf()
+ORIGIN = SHELF.origin
+ASKED = Wanted("a reason", "osteogate")
+
+
+def told(wanted: Wanted, origin: Origin | None = ORIGIN) -> list[Code]:
+    return [reason.code for reason in objections(wanted, SHELF.configurations, origin)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"targets": ("bmd_g_cm2",)}, Code.TRAINING_TARGETS),
+        ({"configuration": "../../etc/passwd"}, Code.TRAINING_CONFIGURATION),
+        ({"folds": 3}, Code.TRAINING_CONFIGURATION),
+        ({"seed": -1}, Code.TRAINING_CONFIGURATION),
+        ({"settings": {"epochs": 0}}, Code.TRAINING_CONFIGURATION),
+        ({"settings": {"epochs": 2.5}}, Code.TRAINING_CONFIGURATION),
+        ({"settings": {"epochs": True}}, Code.TRAINING_CONFIGURATION),
+        ({"settings": {"learning_rate": float("nan")}}, Code.TRAINING_CONFIGURATION),
+        ({"settings": {"learning_rate": "fast"}}, Code.TRAINING_CONFIGURATION),
+        ({"settings": {"architecture": "lenet"}}, Code.TRAINING_CONFIGURATION),
+        ({"settings": {"precision": "fp16"}}, Code.TRAINING_CONFIGURATION),
+        ({"start": Start.FINE_TUNE, "settings": {"architecture": "resnet18"}}, Code.TRAINING_START),
+    ],
+)
+def test_the_impossible_is_refused(changes: dict[str, Any], code: Code) -> None:
+    assert told(replace(ASKED, **changes)) == [code]
+    assert told(ASKED) == []
+
+
+def test_fine_tuning_needs_a_model_and_folds_that_it_has_not_seen() -> None:
+    asked = replace(ASKED, start=Start.FINE_TUNE)
+    assert ORIGIN is not None
+    assert told(asked) == []
+    assert told(asked, None) == [Code.TRAINING_START]
+    here = replace(ORIGIN, trained_here=True)
+    assert told(asked, here) == []
+    assert told(replace(asked, folds=5), here) == [Code.TRAINING_START]
+    assert told(replace(asked, configuration="yoshida-2023-field"), here) == [Code.TRAINING_START]
+    assert told(replace(asked, folds=5), ORIGIN) == []  # other patients made it
+
+
+@pytest.mark.parametrize("name", sorted(SHELF.configurations))
+@pytest.mark.parametrize("folds", [None, 1, 2, 5])
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("start", list(Start))
+def test_whatever_is_let_through_is_a_configuration(name: str, folds: int | None, keep: str, start: Start) -> None:
+    wanted = Wanted("a reason", name, settings={"keep": keep, "epochs": 3}, folds=folds, seed=7, start=start)
+    config = TrainingConfig.from_dict(configured(wanted, SHELF.configurations, ORIGIN, "12"))
+    assert (config.name, config.version, config.seed, config.epochs, config.keep) == ("site", "12", 7, 3, keep)
+    assert config.cross_folds == (folds or SHELF.configurations[name]["cross_folds"])
+    if start is Start.FINE_TUNE:
+        assert ORIGIN is not None
+        assert (config.start_from, config.architecture) == (ORIGIN.sha256, ORIGIN.architecture)
+        assert config.input.to_dict() == ORIGIN.input
