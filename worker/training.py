@@ -27,7 +27,7 @@ from models.training import Interrupted, Run, TrainingConfig, train_package
 from service.domain.splits import Part
 from service.domain.states import RunStage
 from service.settings import Settings
-from service.workflow.training import Lost, Outcome, content_hash
+from service.workflow.training import Lost, Outcome, content, content_hash
 from worker.cohorts import cohort_dir, make_cohorts
 from worker.predict import find_device
 from worker.start import package_path, packages
