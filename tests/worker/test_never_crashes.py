@@ -45,7 +45,7 @@ class SoundsHealthy:
 
     name, sha256, synthetic_only, engine = "healthy", "0" * 64, True, "none"
 
-    def predict(self, slabs: Sequence[SagittalSlabs]) -> list[Prediction]:
+    def predict(self, slabs: Sequence[SagittalSlabs], levels: Sequence[str]) -> list[Prediction]:
         return [self.patient([]) for _ in slabs]
 
     def patient(self, levels: Sequence[Prediction]) -> Prediction:

@@ -20,10 +20,11 @@ from sqlalchemy import update
 
 from models.package import ModelPackage
 from models.training import Run
+from service.domain.reasons import Code
 from service.domain.states import RunStage, RunState
 from service.store.tables import TrainingRunRow
+from service.workflow import model, models, training_work
 from service.workflow import training as runs
-from service.workflow import training_work
 from service.workflow.clock import utc_now
 from service.workflow.training import RunLine
 from service.workflow.training_work import RunClaim
@@ -63,7 +64,12 @@ def line(site: Site) -> RunLine:
 
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Judging takes longer than training here, and is shown by the straight run."""
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: {})
+
+    def told(judged: ModelPackage, _: Path, out: Path, **__: Any) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(json.dumps({"model_sha256": judged.sha256}), encoding="utf-8")
+
+    monkeypatch.setattr(training, "evaluate", told)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +124,16 @@ def test_a_run_ends_with_a_package_and_both_reports(straight: Site) -> None:
         points = runs.curve(session, 1)
     assert [(one.network, one.epoch) for one in points] == [("fold0", 1), ("fold0", 2)]
     assert done.share is None  # it judged last
+
+
+def test_the_candidate_stands_in_the_registry_and_the_gate_counts_people_only(straight: Site) -> None:
+    with straight.store.reading() as session:
+        candidate = models.show(session, models.find(session, made(straight)))
+        assert model.in_force(session, straight.settings.models_dir).sha256 == model.shipped_in_force().sha256
+    assert (candidate.sha256, candidate.run_id) == (made(straight), "1")
+    assert candidate.verdict is not None
+    assert not candidate.verdict.passed
+    assert {Code.GATE_SYNTHETIC, Code.GATE_FEW_PATIENTS} <= {reason.code for reason in candidate.verdict.reasons}
 
 
 def test_package_and_reports_hold_no_patient_data(straight: Site) -> None:
