@@ -25,6 +25,7 @@ from worker.segmentation.evaluate import dice, digital_patient, levels_right
 
 FIRST_SEED = 7_000_000  # far from every seed that a shipped network was trained on (their cards name them)
 REQUIRED = {"mean_dice": 0.85, "levels_right": 0.95, "bmd_r": 0.7}
+MOST_BIAS_G_CM2 = 0.08  # of the mean over all vertebrae; five patients tell it to about 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class PatientOutcome:
 def run(
     pipeline: Pipeline, seeds: Sequence[int], on_patient: Callable[[PatientOutcome], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Measure every seed and summarise; `passed` says whether each of REQUIRED holds and BMD beats HU."""
+    """Measure every seed and summarise; `passed`: each of REQUIRED holds, BMD beats HU and is not biased."""
     outcomes = []
     for outcome in _outcomes(pipeline, seeds):
         on_patient(outcome)
@@ -101,7 +102,7 @@ def summary(outcomes: Sequence[PatientOutcome]) -> dict[str, Any]:
 def _passed(figures: dict[str, Any]) -> bool:
     if any(figures[name] is None or figures[name] < least for name, least in REQUIRED.items()):
         return False
-    return bool(figures["bmd_r"] > figures["hu_bmd_r"])
+    return bool(figures["bmd_r"] > figures["hu_bmd_r"] and abs(figures["bmd_mean_error"]) <= MOST_BIAS_G_CM2)
 
 
 def _outcomes(pipeline: Pipeline, seeds: Sequence[int]) -> Iterator[PatientOutcome]:
