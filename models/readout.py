@@ -41,8 +41,7 @@ class Readout:
 
     def of_columns(self, values: Values) -> Values:
         """[n, columns] -> [n, targets]."""
-        away = (values - self.centre) / self.scale
-        found: Values = self.bias + np.nan_to_num(np.clip(away, -FURTHEST, FURTHEST)) @ self.weights.T
+        found: Values = self.bias + standardised(values, self.centre, self.scale) @ self.weights.T
         return found
 
     @classmethod
@@ -91,6 +90,12 @@ class Readout:
         }
         bias = {target: float(self.bias[row]) for row, target in enumerate(TARGETS)}
         return json.dumps({"bias": bias, "columns": table}, indent=1, allow_nan=False) + "\n"
+
+
+def standardised(values: Values, centre: Values, scale: Values) -> Values:
+    """In standard deviations from the mean, none further away than FURTHEST; 0 for what could not be measured."""
+    away: Values = np.nan_to_num(np.clip((values - centre) / scale, -FURTHEST, FURTHEST))
+    return away
 
 
 def columns(answers: npt.NDArray[Any], slabs: Sequence[npt.NDArray[Any]], levels: Sequence[str]) -> Values:

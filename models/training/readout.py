@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from models.inputs import InputConfig
 from models.package import TARGETS, ModelPackage
-from models.readout import COLUMNS, Readout, Values, columns
+from models.readout import COLUMNS, Readout, Values, columns, standardised
 from models.resnet50 import Floats, PackageNetwork, load_network
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import TrainingConfig
@@ -89,8 +89,8 @@ def fit_readout(learned: Values, learned_truth: Floats, unseen: Values, unseen_t
     together = np.concatenate([learned, unseen])
     together[:, np.isnan(together).all(axis=0)] = 0.0  # of no vertebra: it will weigh nothing
     centre, spread = np.nanmean(together, axis=0), np.nanstd(together, axis=0)
-    plain = Readout(centre, np.where(spread > 0, spread, 1.0), np.eye(len(COLUMNS)), np.zeros(len(COLUMNS)))
-    learned, unseen = plain.of_columns(learned), plain.of_columns(unseen)
+    scale = np.where(spread > 0, spread, 1.0)
+    learned, unseen = (standardised(values, centre, scale) for values in (learned, unseen))
     measured = [_ridge(learned[:, ANSWERS:], learned_truth[:, row]) for row in range(ANSWERS)]
     estimates = np.stack([unseen[:, ANSWERS:] @ line.weights + line.bias for line in measured], axis=1)
     weights, bias = np.zeros((ANSWERS, len(COLUMNS))), np.zeros(ANSWERS)
@@ -100,7 +100,7 @@ def fit_readout(learned: Values, learned_truth: Floats, unseen: Values, unseen_t
         weights[row, :ANSWERS] = line.weights[:ANSWERS]
         weights[row, ANSWERS:] = sum(share * one.weights for share, one in zip(shares, measured, strict=True))
         bias[row] = line.bias + sum(share * one.bias for share, one in zip(shares, measured, strict=True))
-    return Readout(plain.centre, plain.scale, weights, bias)
+    return Readout(centre, scale, weights, bias)
 
 
 def _ridge(values: Values, truth: npt.NDArray[np.floating]) -> Line:

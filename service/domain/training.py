@@ -142,9 +142,10 @@ def configured(
         values |= {"architecture": origin.architecture, "input": dict(origin.input), "start_from": origin.sha256}
         values |= {name: origin.config[name] for name in INHERITED if name in origin.config}
     folds = wanted.folds or int(values["cross_folds"])
+    if folds > 1 or int(values["input"]["slabs"]) == 1:
+        values |= {"readout": "none"}  # it needs patients whom no network has trained on, and the whole vertebra
     if folds > 1:
         values |= {"cross_folds": folds, "validation_folds": [], "calibration_folds": [], "calibration": "cross"}
-        values |= {"readout": "none"}  # it needs patients whom no network of the package has trained on
     elif int(values["cross_folds"]) > 1 or set(values["validation_folds"]) & set(values["calibration_folds"]):
         # An epoch or a readout that hangs on the patients who calibrate would make the intervals too narrow.
         watched = values["keep"] == "best" or values.get("readout", "none") != "none"

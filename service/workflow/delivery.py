@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import CursorResult, Update, and_, case, literal, or_, select, update
+from sqlalchemy import Update, and_, case, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from service.domain.errors import OsteogateError
 from service.domain.states import DeliveryState, ReportState
+from service.store.moves import moved
 from service.store.tables import AuditRow, DeliveryRow, ReportRow, ResultRow, StudyRow, UtcDateTime
 
 BATCH = 20  # objects that one courier takes at a time
@@ -74,7 +75,7 @@ def claim(
     wanted = {*due, *_segmentations_of(session, due)}
     for delivery_id in sorted(wanted):  # in one order, so that two claimers cannot wait for each other
         taken = update(DeliveryRow).where(DeliveryRow.id == delivery_id, _free(now))
-        moved = _moved(
+        taken_now = moved(
             session,
             taken.values(
                 state=DeliveryState.SENDING.value,
@@ -83,7 +84,7 @@ def claim(
                 due_at=now + timedelta(seconds=lease_seconds),
             ),
         )
-        if not moved:
+        if not taken_now:
             wanted.discard(delivery_id)
     return _parcels(session, wanted)
 
@@ -94,7 +95,7 @@ def delivered(session: Session, parcel: Parcel, now: datetime, remark: str | Non
     False: the lease had run out and another courier has it, so it may arrive twice.
     """
     values = {"state": DeliveryState.DELIVERED.value, "attempts": 0, "delivered_at": now, "due_at": now}
-    return _moved(session, _owned(parcel).values(**values, last_error=None if remark is None else _kept(remark)))
+    return moved(session, _owned(parcel).values(**values, last_error=None if remark is None else _kept(remark)))
 
 
 def failed(
@@ -103,7 +104,7 @@ def failed(
     """Not delivered: due again after a back-off that doubles with every failure up to the ceiling, for ever."""
     pause = min(retry_seconds * 2 ** min(parcel.attempt - 1, _MOST_DOUBLINGS), ceiling_seconds)
     waiting = {"state": DeliveryState.WAITING.value, "due_at": now + timedelta(seconds=pause)}
-    return _moved(session, _owned(parcel).values(**waiting, last_error=_kept(error)))
+    return moved(session, _owned(parcel).values(**waiting, last_error=_kept(error)))
 
 
 def renew(session: Session, parcels: Iterable[Parcel], now: datetime, lease_seconds: float) -> None:
@@ -130,7 +131,7 @@ def resend(session: Session, delivery_id: int, *, actor: str, now: datetime, pee
     arrived = DeliveryRow.state == DeliveryState.DELIVERED.value  # then it waits since now, not since it was made
     again["created_at"] = case((arrived, literal(now, UtcDateTime())), else_=DeliveryRow.created_at)
     back = update(DeliveryRow).where(DeliveryRow.id == delivery_id, or_(arrived, _free(now)))
-    if not _moved(session, back.values(**again, delivered_at=None, token=DeliveryRow.token + 1)):
+    if not moved(session, back.values(**again, delivered_at=None, token=DeliveryRow.token + 1)):
         known = session.get(DeliveryRow, delivery_id) is not None
         raise NotResendable("it is being sent at this moment" if known else "there is no such delivery")
     _note(session, delivery_id, "delivery.resend", actor, now, peer_address)
@@ -245,12 +246,6 @@ def _owned(parcel: Parcel) -> Update:
         DeliveryRow.token == parcel.token,
         DeliveryRow.state == DeliveryState.SENDING.value,
     )
-
-
-def _moved(session: Session, statement: Update) -> bool:
-    result: Any = session.execute(statement.execution_options(synchronize_session=False))
-    assert isinstance(result, CursorResult)
-    return result.rowcount == 1
 
 
 def _note(session: Session, delivery_id: int, action: str, actor: str, now: datetime, peer_address: str | None) -> None:

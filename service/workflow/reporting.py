@@ -22,13 +22,14 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session, aliased
 
 from service.domain.bone import reference_words
 from service.domain.states import ReportState
 from service.settings import Settings
 from service.store.engine import Store
+from service.store.moves import moved
 from service.store.tables import AuditRow, ReportRow, ResultRow
 from service.workflow import artefacts, delivery, locks
 from service.workflow.clock import Clock
@@ -96,7 +97,7 @@ def remake(session: Session, report_id: int, *, actor: str, now: datetime, peer_
         raise NotResendable("its result has been superseded")
     again = {"state": ReportState.WAITING.value, "attempts": 0, "due_at": now, "last_error": None}
     failed = update(ReportRow).where(ReportRow.id == report_id, ReportRow.state == ReportState.FAILED.value)
-    if not _moved(session, failed.values(**again)):
+    if not moved(session, failed.values(**again)):
         raise NotResendable("only an object that could not be made is made again")
     session.add(
         AuditRow(
@@ -173,7 +174,7 @@ def begin(session: Session, report_id: int, now: datetime) -> Order | None:
         ReportRow.due_at <= now,
     )
     attempt = report.attempts + 1
-    if not _moved(session, mine.values(attempts=attempt, due_at=now + timedelta(seconds=LEASE_SECONDS))):
+    if not moved(session, mine.values(attempts=attempt, due_at=now + timedelta(seconds=LEASE_SECONDS))):
         return None
     result = report.result
     return Order(
@@ -406,10 +407,4 @@ def _settle(session: Session, report_id: int, attempt: int, **values: Any) -> bo
     mine = update(ReportRow).where(
         ReportRow.id == report_id, ReportRow.state == ReportState.WAITING.value, ReportRow.attempts == attempt
     )
-    return _moved(session, mine.values(**values))
-
-
-def _moved(session: Session, statement: Any) -> bool:
-    result: Any = session.execute(statement.execution_options(synchronize_session=False))
-    assert isinstance(result, CursorResult)
-    return result.rowcount == 1
+    return moved(session, mine.values(**values))

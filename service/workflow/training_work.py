@@ -13,19 +13,19 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import CursorResult, Update, case, or_, select, update
+from sqlalchemy import Update, case, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.domain.states import RunStage, RunState
+from service.store.moves import moved
 from service.store.tables import AuditRow, TrainingEpochRow, TrainingRunRow
 from service.store.upsert import insert_missing
 from service.workflow import training
 from service.workflow.training import Lost, Outcome
-from service.workflow.work import SLOWEST_RERING, StaleToken
+from service.workflow.work import SLOWEST_RERING, StaleToken, kept
 
 ACTOR = "osteogate"
 TIME_LIMIT = "the time limit passed (OSTEOGATE_TRAINING_DEADLINE_SECONDS); a person may resume the run"
-_ERROR_LENGTH = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def claim(
 ) -> RunClaim | None:
     """Take a waiting run, or None: another worker has it, or it has ended. The first claim sets the time limit."""
     first = now + timedelta(seconds=deadline_seconds)
-    taken = _moved(
+    taken = moved(
         session,
         update(TrainingRunRow)
         .where(
@@ -99,7 +99,7 @@ def claim(
 
 def heartbeat(session: Session, held: RunClaim, now: datetime, lease_seconds: float) -> Grip:
     """Lengthen the lease, and hear whether the run shall stop."""
-    if not _moved(session, _owned(held).values(lease_until=now + timedelta(seconds=lease_seconds))):
+    if not moved(session, _owned(held).values(lease_until=now + timedelta(seconds=lease_seconds))):
         return Grip.LOST
     asked = session.scalar(select(TrainingRunRow.cancel_asked_at).where(TrainingRunRow.id == held.run_id))
     return Grip.HELD if asked is None else Grip.CANCEL
@@ -153,7 +153,7 @@ def fail(session: Session, held: RunClaim, error: str, now: datetime, max_attemp
     """Give the run back after an error: it waits for its next attempt, or has failed after the last one."""
     if held.attempt < max_attempts:
         again = {"state": RunState.WAITING.value, "token": TrainingRunRow.token + 1, "lease_until": None}
-        _must_move(session, held, _owned(held).values(**again, last_error=_kept(error), rung_at=now))
+        _must_move(session, held, _owned(held).values(**again, last_error=kept(error), rung_at=now))
         return RunState.WAITING
     give_up(session, held, error, now)
     return RunState.FAILED
@@ -161,7 +161,7 @@ def fail(session: Session, held: RunClaim, error: str, now: datetime, max_attemp
 
 def give_up(session: Session, held: RunClaim, error: str, now: datetime) -> None:
     """The run has failed, and another attempt would say the same. StaleToken when it is not ours."""
-    _must_move(session, held, _owned(held).values(**_ended(RunState.FAILED, now), last_error=_kept(error)))
+    _must_move(session, held, _owned(held).values(**_ended(RunState.FAILED, now), last_error=kept(error)))
     _audit_failed(session, held.run_id, now, error)
 
 
@@ -190,7 +190,7 @@ def reconcile(session: Session, now: datetime, max_attempts: int) -> list[int]:
     taken = []
     for run_id in session.scalars(select(TrainingRunRow.id).where(running, overdue)).all():
         back = update(TrainingRunRow).where(TrainingRunRow.id == run_id, running, overdue)
-        if _moved(session, back.values(token=TrainingRunRow.token + 1, lease_until=None, rung_at=None)):
+        if moved(session, back.values(token=TrainingRunRow.token + 1, lease_until=None, rung_at=None)):
             _put_back(session, _fresh(session, run_id), now, max_attempts)
             taken.append(run_id)
     return taken
@@ -234,7 +234,7 @@ def due_for_bell(session: Session, now: datetime, rering_seconds: float) -> list
 def rung(session: Session, run_id: int, now: datetime) -> None:
     """Note that the bell was rung for a waiting run."""
     waiting = update(TrainingRunRow).where(TrainingRunRow.id == run_id, TrainingRunRow.state == RunState.WAITING.value)
-    _moved(session, waiting.values(rung_at=now))
+    moved(session, waiting.values(rung_at=now))
 
 
 def unheard(session: Session, *, since: datetime) -> bool:
@@ -248,7 +248,7 @@ def _ended(state: RunState, now: datetime) -> dict[str, Any]:
 
 
 def _audit_failed(session: Session, run_id: int, now: datetime, error: str) -> None:
-    detail = {"error": _kept(error)[:500]}
+    detail = {"error": kept(error)[:500]}
     session.add(AuditRow(at=now, actor=ACTOR, action="training.fail", subject=f"training-run:{run_id}", detail=detail))
 
 
@@ -266,15 +266,5 @@ def _fresh(session: Session, run_id: int) -> TrainingRunRow:
 
 
 def _must_move(session: Session, held: RunClaim, statement: Update) -> None:
-    if not _moved(session, statement):
+    if not moved(session, statement):
         raise StaleToken(f"training run {held.run_id}: token {held.token} of {held.worker} is stale")
-
-
-def _moved(session: Session, statement: Update) -> bool:
-    result: Any = session.execute(statement.execution_options(synchronize_session=False))
-    assert isinstance(result, CursorResult)
-    return result.rowcount == 1
-
-
-def _kept(error: str) -> str:
-    return error.replace("\x00", " ")[:_ERROR_LENGTH]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import CursorResult, Update, or_, select, update
+from sqlalchemy import Update, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.domain.errors import OsteogateError
 from service.domain.states import JobState, StudyState
+from service.store.moves import moved
 from service.store.tables import AuditRow, JobRow, StudyRow
 from service.workflow import locks
 
@@ -62,7 +62,7 @@ def claim(
     if study is None or study.state != StudyState.QUEUED.value:
         return None
     deadline_at = now + timedelta(seconds=deadline_seconds)
-    taken = _moved(
+    taken = moved(
         session,
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.state == JobState.WAITING.value, JobRow.attempts < max_attempts)
@@ -95,7 +95,7 @@ def claim(
 
 def heartbeat(session: Session, held: Claim, now: datetime, lease_seconds: float) -> bool:
     """Lengthen the lease; False when the job is no longer this worker's."""
-    return _moved(session, _owned(held).values(lease_until=now + timedelta(seconds=lease_seconds)))
+    return moved(session, _owned(held).values(lease_until=now + timedelta(seconds=lease_seconds)))
 
 
 def finish(session: Session, held: Claim, now: datetime) -> None:
@@ -116,7 +116,7 @@ def fail(session: Session, held: Claim, error: str, now: datetime, max_attempts:
     _must_move(
         session,
         held,
-        _owned(held).values(token=JobRow.token + 1, lease_until=None, last_error=_kept(error), rung_at=now),
+        _owned(held).values(token=JobRow.token + 1, lease_until=None, last_error=kept(error), rung_at=now),
     )
     assert study is not None
     return _again_or_quarantine(session, locks.fresh_job(session, held.job_id), study, now, max_attempts)
@@ -156,7 +156,7 @@ def reconcile(session: Session, now: datetime, max_attempts: int) -> list[int]:
             .where(JobRow.id == job_id, JobRow.state == JobState.RUNNING.value, overdue)
             .values(token=JobRow.token + 1, rung_at=None)
         )
-        if _moved(session, statement_back):
+        if moved(session, statement_back):
             job = locks.fresh_job(session, job_id)
             job.last_error = _overdue_text(job, now)
             job.lease_until = None
@@ -190,7 +190,7 @@ def due_for_bell(session: Session, now: datetime, rering_seconds: float) -> list
 
 def rung(session: Session, job_id: int, now: datetime) -> None:
     """Note that the bell was rung for a waiting job."""
-    _moved(
+    moved(
         session,
         update(JobRow).where(JobRow.id == job_id, JobRow.state == JobState.WAITING.value).values(rung_at=now),
     )
@@ -218,7 +218,7 @@ def retry(session: Session, job_id: int, *, actor: str, now: datetime, peer_addr
         .where(JobRow.id == job_id, JobRow.state == JobState.QUARANTINED.value)
         .values(state=JobState.WAITING.value, attempts=0, rung_at=None, finished_at=None)
     )
-    if study is None or study.state != StudyState.QUARANTINED.value or not _moved(session, back):
+    if study is None or study.state != StudyState.QUARANTINED.value or not moved(session, back):
         raise NotRetryable(f"job {job_id} is not in quarantine")
     study.state = StudyState.QUEUED.value
     session.add(
@@ -259,15 +259,10 @@ def _owned(held: Claim) -> Update:
 
 
 def _must_move(session: Session, held: Claim, statement: Update) -> None:
-    if not _moved(session, statement):
+    if not moved(session, statement):
         raise StaleToken(f"job {held.job_id}: token {held.token} of {held.worker} is stale")
 
 
-def _moved(session: Session, statement: Update) -> bool:
-    result: Any = session.execute(statement.execution_options(synchronize_session=False))
-    assert isinstance(result, CursorResult)
-    return result.rowcount == 1
-
-
-def _kept(error: str) -> str:
+def kept(error: str) -> str:
+    """An error's text as a row keeps it."""
     return error.replace("\x00", " ")[:_ERROR_LENGTH]

@@ -55,6 +55,14 @@ def test_fine_tuning_needs_a_model_and_folds_that_it_has_not_seen() -> None:
     assert told(replace(asked, folds=5), ORIGIN) == []  # other patients made it
 
 
+def test_a_network_of_one_slab_is_fine_tuned_without_a_readout() -> None:
+    assert ORIGIN is not None
+    midsagittal = replace(ORIGIN, input=SHELF.configurations["yoshida-2023"]["input"])
+    wanted = Wanted("a reason", "osteogate-fine-tune", start=Start.FINE_TUNE)
+    assert TrainingConfig.from_dict(configured(wanted, SHELF.configurations, midsagittal, "1")).readout == "none"
+    assert TrainingConfig.from_dict(configured(wanted, SHELF.configurations, ORIGIN, "1")).readout == "measures"
+
+
 @pytest.mark.parametrize("name", sorted(SHELF.configurations))
 @pytest.mark.parametrize("folds", [None, 1, 2, 5])
 @pytest.mark.parametrize("keep", ["best", "last"])
