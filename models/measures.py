@@ -26,6 +26,7 @@ FAR_LAGS_PX = (1, 2, 3, 4, 6)
 PERCENTILES = (5, 25, 50, 75, 95)
 ROWS, COLUMNS = -2, -1  # down, and back
 PARTS = ("whole", "body", "behind")
+IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]  # neighbours within a slab
 _AXES = {"down": ROWS, "back": COLUMNS}
 
 NAMES = (
@@ -47,15 +48,15 @@ def measures(slabs: npt.NDArray[Any]) -> Values:
 
     A standard deviation, a variogram and a sum of HU enter as logarithms: their errors grow with them.
     """
-    hu = np.rint(np.asarray(slabs, dtype=np.float64))  # as a cohort stores them
-    inside = hu > OUTSIDE_HU
+    seen = np.asarray(slabs)
+    inside = seen > OUTSIDE_HU + 0.5  # in whole HU, as a cohort stores them
     if not inside.any():
         return np.full(len(NAMES), np.nan)
-    body_end = hu.shape[COLUMNS] // 2 + round(BODY_END_MM / PIXEL_MM)
-    rows = np.flatnonzero(inside.any((0, 2)))
-    columns = np.flatnonzero(inside.any((0, 1)))
+    body_end = seen.shape[COLUMNS] // 2 + round(BODY_END_MM / PIXEL_MM)
+    footprint = inside.any(0)
+    rows, columns = np.flatnonzero(footprint.any(1)), np.flatnonzero(footprint.any(0))
     box = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    hu, inside = hu[box], inside[box]
+    hu, inside = np.rint(seen[box], dtype=np.float64), inside[box]
     front = np.arange(columns[0], columns[-1] + 1) < body_end
     found = np.array([*_mineral(hu, inside, front), *_texture(hu, inside), *_middle(hu, inside)])
     if len(found) != len(NAMES):
@@ -73,24 +74,29 @@ def _mineral(hu: Values, inside: Bools, front: Bools) -> list[float]:
     sums = [float(area.sum()), _log(total), _log(total / area.sum())]
     for name in PARTS[1:]:
         sums += [_log(mineral[name].sum() / area.sum()), _mean(hu[parts[name]]), float(parts[name].sum())]
-    projections = [mineral[name].sum(COLUMNS) for name in PARTS]
+    projections = np.stack([mineral[name].sum(COLUMNS) for name in PARTS])  # [parts, slabs, rows]
     for projection in projections:
         sums += [_log(_mean(projection[core])), _log(_sd(projection[core]))]
-    for projection in projections:
-        sums += [_variogram(projection, core, lag, -1) for lag in FAR_LAGS_PX]
-    return [*sums, _variogram(projections[0], core, 1, 0)]
+    down = [_pairs(projections, core, lag, -1) for lag in FAR_LAGS_PX]  # the core is the same for every part
+    sums += [_half_mean(squares[part].sum(), count.sum()) for part in range(len(PARTS)) for squares, count in down]
+    squares, count = _pairs(projections[0], core, 1, 0)
+    return [*sums, _half_mean(squares.sum(), count.sum())]
 
 
 def _texture(hu: Values, inside: Bools) -> list[float]:
     """Of the middle slabs without their rim."""
-    core = np.stack([ndimage.binary_erosion(one, iterations=RIM_PX) for one in inside])
     middle = len(hu) // 2
+    near = slice(max(0, middle - max(REACHES)), middle + max(REACHES) + 1)
+    hu, inside = hu[near], inside[near]
+    middle = len(hu) // 2
+    core = ndimage.binary_erosion(inside, IN_PLANE, iterations=RIM_PX)
+    pairs = [_pairs(hu, core, lag, axis) for axis in _AXES.values() for lag in LAGS_PX]
     found = []
     for reach in REACHES:
         near = slice(max(0, middle - reach), middle + reach + 1)
-        found += [_variogram(hu[near], core[near], lag, axis) for axis in _AXES.values() for lag in LAGS_PX]
-    near = slice(max(0, middle - 2), middle + 3)
-    found.append(_variogram(hu[near], core[near], 1, 0))
+        found += [_half_mean(squares[near].sum(), count[near].sum()) for squares, count in pairs]
+    squares, count = _pairs(hu, core, 1, 0)
+    found.append(_half_mean(squares.sum(), count.sum()))
     near = slice(max(0, middle - 1), middle + 2)
     smooth = np.stack([_smooth(one, mask) for one, mask in zip(hu[near], inside[near], strict=True)])
     bone, coarse = hu[near][core[near]], smooth[core[near]]
@@ -113,14 +119,22 @@ def _histogram(values: Values) -> list[float]:
     return [_mean(values), _log(_sd(values)), *np.percentile(values, PERCENTILES)]
 
 
-def _variogram(values: Values, inside: Bools, lag: int, axis: int) -> float:
-    """Log of half the mean squared difference of values `lag` apart, both inside; NaN without such a pair."""
-    if values.shape[axis] <= lag:
-        return float(np.nan)
-    values, inside = np.moveaxis(values, axis, 0), np.moveaxis(inside, axis, 0)
-    both = inside[lag:] & inside[:-lag]
-    steps = (values[lag:] - values[:-lag])[both]
-    return _log(np.square(steps).mean() / 2) if len(steps) else float(np.nan)
+def _pairs(values: Values, inside: Bools, lag: int, axis: int) -> tuple[Values, Values]:
+    """Of values `lag` apart, both inside: the sum of their squared differences, and how many, by what the last two
+    axes are summed over. [..., slabs, rows, columns] -> [..., slabs]; a lag across the first axis leaves one slab less.
+    """
+    late = [slice(None)] * inside.ndim
+    early = [slice(None)] * inside.ndim
+    late[axis], early[axis] = slice(lag, None), slice(None, -lag)
+    both = inside[tuple(late)] & inside[tuple(early)]
+    steps = values[(..., *late)] - values[(..., *early)]
+    over = tuple(range(-both.ndim + 1, 0))
+    return np.where(both, steps * steps, 0.0).sum(over), both.sum(over, dtype=np.float64)
+
+
+def _half_mean(squares: float, pairs: float) -> float:
+    """Log of the variogram, half the mean squared difference; NaN without a pair."""
+    return _log(float(squares / pairs / 2)) if pairs else float(np.nan)
 
 
 def _smooth(values: Values, inside: Bools) -> Values:

@@ -127,7 +127,7 @@ def _extend_below(case: Case, config: SpineUNetConfig, run: TrainingConfig, dice
     """A longer pelvis: the lowest slice without its bone, repeated; `_foreign_bone` puts hips and thighs there."""
     if dice.random() > run.extend or int(case.classes[0].max(initial=0)) > 1:
         return case
-    count = int(dice.integers(1, max(2, int(150 / config.spacing_mm))))
+    count = int(dice.integers(1, max(2, int(150 / config.spacing_mm[0]))))
     lowest = np.where(case.hu[0] > 120, 45, case.hu[0]).astype(np.int16)
     below = np.repeat(lowest[None], count, axis=0)
     nothing = np.zeros(below.shape, dtype=np.uint8)
@@ -136,7 +136,7 @@ def _extend_below(case: Case, config: SpineUNetConfig, run: TrainingConfig, dice
 
 def _cut_field_of_view(case: Case, config: SpineUNetConfig, run: TrainingConfig, dice: np.random.Generator) -> Case:
     height = case.hu.shape[0]
-    shortest = int(70 / config.spacing_mm)
+    shortest = int(70 / config.spacing_mm[0])
     if dice.random() > run.truncate or height <= shortest + 2:
         return case
     length = int(dice.integers(shortest, height))
@@ -161,7 +161,9 @@ def _sampling_grid(case: Case, config: SpineUNetConfig, run: TrainingConfig, dic
     positions = offsets @ torch.tensor(matrix.T, dtype=torch.float32) + torch.tensor(centre, dtype=torch.float32)
     bend = torch.tensor(dice.normal(0, 0.5, (1, 3, 6, 4, 4)), dtype=torch.float32)
     bend = functional.interpolate(bend, size=config.patch_size, mode="trilinear", align_corners=True)
-    positions = positions + bend[0].permute(1, 2, 3, 0) * (dice.random() * run.max_bend_mm / config.spacing_mm)
+    positions = positions + bend[0].permute(1, 2, 3, 0) * (
+        dice.random() * run.max_bend_mm / torch.tensor(config.spacing_mm)
+    )
     scaled = positions / torch.tensor(np.maximum(shape - 1, 1) / 2, dtype=torch.float32) - 1.0
     return scaled.flip(-1)[None]  # grid_sample wants x, y, z
 
@@ -208,7 +210,7 @@ def _recolour(hu: Tensor, classes: Tensor, config: SpineUNetConfig, dice: np.ran
     if dice.random() < 0.4:
         hu = _blur(hu, float(dice.uniform(0.3, 1.0)))
     if dice.random() < 0.4:  # thick slices: coarse along z, or a CT that is coarse all over, then back
-        sides = dice.uniform(0.55, 1.0) if dice.random() < 0.4 else 1.0
+        sides = dice.uniform(0.45, 1.0) if dice.random() < 0.4 else 1.0
         shares = (dice.uniform(0.35, 0.8), sides, sides)
         coarse = [max(4, int(n * share)) for n, share in zip(hu.shape[2:], shares, strict=True)]
         hu = functional.interpolate(hu, size=coarse, mode="trilinear", align_corners=True)
@@ -226,11 +228,13 @@ def _foreign_bone(hu: Tensor, classes: Tensor, config: SpineUNetConfig, dice: np
     """Bright ellipsoids with a denser shell where there is no vertebra: heads of femur, contrast, stents, calcium."""
     if dice.random() < 0.4:
         return hu
-    axes = [torch.arange(n, dtype=torch.float32) * config.spacing_mm for n in hu.shape[2:]]
+    axes = [
+        torch.arange(n, dtype=torch.float32) * step for n, step in zip(hu.shape[2:], config.spacing_mm, strict=True)
+    ]
     background = classes == 0
     for _ in range(int(dice.integers(1, 6))):
         radii = dice.uniform(6, 32, 3)
-        centre = dice.uniform(0, 1, 3) * np.array(hu.shape[2:]) * config.spacing_mm
+        centre = dice.uniform(0, 1, 3) * np.array(hu.shape[2:]) * np.array(config.spacing_mm)
         squares = [((axis - float(c)) / float(r)) ** 2 for axis, c, r in zip(axes, centre, radii, strict=True)]
         distance = squares[0][:, None, None] + squares[1][None, :, None] + squares[2][None, None, :]
         inside = (distance < 1.0)[None, None] & background & (hu > -300)
@@ -423,7 +427,7 @@ def _scanner_grid(body: Grid, dice: np.random.Generator) -> Grid:
     x, y, z = body.origin_lps
     length, depth, width = (n * step for n, step in zip(body.shape_kji, body.spacing_kji_mm, strict=True))
     side = dice.uniform(0, 50, 4)
-    step = (float(dice.uniform(1.5, 3.0)), *(float(dice.uniform(1.1, 1.5)),) * 2)
+    step = (float(dice.uniform(1.5, 3.0)), *(float(dice.uniform(0.9, 1.4)),) * 2)
     low = (x - side[0], y - side[1] / 2, z - float(dice.uniform(0, 25)))
     high = (x + width + side[2], y + depth + side[3] / 2, z + length - float(dice.uniform(3, 14)))
     return Grid.covering(low, high, step)
@@ -454,9 +458,9 @@ def _resample_labels(classes: LabelArray, shape: Sequence[int]) -> LabelArray:
 
 def _spine_box(classes: LabelArray, config: SpineUNetConfig) -> tuple[slice, ...]:
     """The spine with a margin in the axial plane, the whole height along it."""
-    margin = int(MARGIN_MM / config.spacing_mm)
     box = [slice(None)]
     for axis in (1, 2):
+        margin = int(MARGIN_MM / config.spacing_mm[axis])
         where = np.flatnonzero((classes > 1).any(axis=(0, 3 - axis)))  # by the free vertebrae and S1
         box.append(slice(max(0, int(where[0]) - margin), int(where[-1]) + 1 + margin))
     return tuple(box)

@@ -75,7 +75,7 @@ class SpineUNetConfig:
 
     dataset: str
     trainer: str
-    spacing_mm: float
+    spacing_mm: tuple[float, float, float]  # (z, y, x)
     patch_size: tuple[int, int, int]  # voxels (z up, y to the front, x to the right)
     features: tuple[int, ...]
     convolutions: tuple[int, ...]
@@ -93,7 +93,7 @@ class SpineUNetConfig:
 COARSE = SpineUNetConfig(
     dataset="Dataset298_TotalSegmentator_total_6mm_1559subj",
     trainer="nnUNetTrainer_4000epochs_NoMirroring",
-    spacing_mm=6.0,
+    spacing_mm=(6.0, 6.0, 6.0),
     patch_size=(64, 64, 64),
     features=(16, 32, 64, 128),
     convolutions=(2, 2, 2, 2),
@@ -101,8 +101,8 @@ COARSE = SpineUNetConfig(
 FINE = SpineUNetConfig(
     dataset="Dataset292_TotalSegmentator_part2_vertebrae_1532subj",
     trainer="nnUNetTrainerNoMirroring",
-    spacing_mm=2.0,
-    patch_size=(128, 64, 64),
+    spacing_mm=(2.0, 1.5, 1.5),
+    patch_size=(128, 80, 80),
     features=(16, 32, 64, 96, 128),
     convolutions=(1, 2, 2, 2, 2),
 )
@@ -136,7 +136,7 @@ def architecture(config: SpineUNetConfig) -> dict[str, Any]:
 
 def plans(config: SpineUNetConfig) -> dict[str, Any]:
     """plans.json: what nnU-Net's PlansManager needs to rebuild the network and its preprocessing."""
-    spacing = [config.spacing_mm] * 3
+    spacing = list(config.spacing_mm)
     nearest = {"is_seg": True, "order": 0, "order_z": 0, "force_separate_z": None}
     linear = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     intensities = {
@@ -209,11 +209,11 @@ def build(config: SpineUNetConfig, *, deep_supervision: bool = False) -> nn.Modu
     return network
 
 
-def resample(hu: Tensor, spacing_mm: Sequence[float], target_mm: float) -> Tensor:
+def resample(hu: Tensor, spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Tensor:
     """[z, y, x] -> the network's spacing: trilinear with aligned corners, which is TotalSegmentator's
     `ndimage.zoom` order 1.
     """
-    shape = [max(1, round(n * step / target_mm)) for n, step in zip(hu.shape, spacing_mm, strict=True)]
+    shape = [max(1, round(n * step / wanted)) for n, step, wanted in zip(hu.shape, spacing_mm, target_mm, strict=True)]
     if shape == list(hu.shape):
         return hu
     return functional.interpolate(hu[None, None], size=shape, mode="trilinear", align_corners=True)[0, 0]

@@ -30,7 +30,7 @@ def config(task: Task, dataset: int, **changes: object) -> SpineUNetConfig:
         NETWORKS[role],
         dataset=folder_name(dataset),
         trainer=TRAINERS[role],
-        spacing_mm=task.coarse_mm if role == "coarse" else task.fine_mm,
+        spacing_mm=(task.coarse_mm if role == "coarse" else task.fine_mm,) * 3,
         classes=tuple(names[index] for index in sorted(names)),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def test_folders_are_totalsegmentators(config: SpineUNetConfig) -> None:
     }
     assert set(config.classes[1:]) <= set(LABEL_IDS)
     configuration = plans(config)["configurations"]["3d_fullres"]
-    assert configuration["spacing"] == [config.spacing_mm] * 3
+    assert configuration["spacing"] == list(config.spacing_mm)
     halvings = 2 ** (len(config.features) - 1)
     assert all(size % halvings == 0 for size in config.patch_size)
     assert dataset(config, 3)["labels"]["background"] == 0
@@ -165,7 +165,7 @@ def test_unknown_labels_become_background() -> None:
 
 def test_resampling_keeps_the_ends_and_normalising_the_window() -> None:
     ramp = torch.arange(31.0).view(31, 1, 1).expand(31, 5, 5).contiguous()
-    small = resample(ramp, (2.0, 6.0, 6.0), 6.0)
+    small = resample(ramp, (2.0, 6.0, 6.0), (6.0, 6.0, 6.0))
     assert small.shape == (10, 5, 5)
     assert float(small[0, 0, 0]) == 0.0
     assert float(small[-1, 0, 0]) == pytest.approx(30.0)

@@ -118,7 +118,7 @@ def test_resampling_is_ndimage_zoom_without_a_float_copy(spacing_mm: tuple[float
     hu = rng.integers(-1000, 2000, (23, 31, 19)).astype(kind)
     zoom = np.array(spacing_mm) / 1.5
     expected = ndimage.zoom(hu.astype(np.float64), zoom, order=1, mode="nearest")
-    shape = shape_at(hu.shape, spacing_mm, 1.5)
+    shape = shape_at(hu.shape, spacing_mm, (1.5, 1.5, 1.5))
     assert np.abs(shrink(hu, shape, CPU).numpy() - expected).max() < 0.02
     turned = hu[::-1].transpose(2, 0, 1)  # a view, not contiguous
     small: Shape = (shape[2], shape[0], shape[1])

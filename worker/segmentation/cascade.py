@@ -35,6 +35,7 @@ NEIGHBOUR_MM = 95.0  # that the fine network sees of the lumbar box's end to nam
 SMALLEST_PART_VOXELS = 8  # of a level at 6 mm: less than this is no second opinion
 
 Box = tuple[slice, slice, slice]
+Spacing = tuple[float, float, float]  # mm along (z, y, x)
 EVERYTHING: Box = (slice(None), slice(None), slice(None))
 
 
@@ -105,20 +106,22 @@ class Cascade:
         labels = np.zeros(volume.hu[box].shape, dtype=np.uint8)
         labels[_within(box, core)] = self._as_theirs(volume, core, self.task, self.fine)
         for look, keep in neighbours(box, core, volume):
-            shape = shape_at(volume.hu[look].shape, volume.spacing_mm, self.fine.spacing_mm[0])
-            network = self.fine.fitted(Turn.of(volume.affine).shape_to_network(shape))
+            turn = Turn.of(volume.affine)
+            wanted = turn.spacing_to_volume(self.fine.spacing_mm)
+            shape = shape_at(volume.hu[look].shape, volume.spacing_mm, wanted)
+            network = self.fine.fitted(turn.shape_to_network(shape))
             labels[_within(box, keep)] = self._as_theirs(volume, look, self.task, network)[_within(look, keep)]
         return labels
 
     def _coarse_labels(self, volume: Volume) -> LabelArray:
         """Labels [k, j, i] on the volume's axes at the coarse network's spacing, or the one that its task gives it."""
-        spacing_mm = self.coarse.spacing_mm[0] if self.task is None else self.task.coarse_mm
+        spacing_mm = self.coarse.spacing_mm if self.task is None else _cube(self.task.coarse_mm)
         turn, image = self._image(self.coarse, volume, EVERYTHING, spacing_mm)
         return turn.to_volume(_labels_at(self.coarse, image, spacing_mm))
 
     def _smooth(self, volume: Volume, box: Box, margins: dict[int, float] | None = None) -> LabelArray:
         """Labels [k, j, i] from logits that are enlarged to the CT's grid: nearer to the truth than enlarged labels."""
-        turn, image = self._image(self.fine, volume, box, self.fine.spacing_mm[0])
+        turn, image = self._image(self.fine, volume, box, self.fine.spacing_mm)
         shape = turn.shape_to_network(_shape(volume.hu[box]))
         logits = self.fine.logits_of(image)
         if margins is not None:
@@ -127,26 +130,27 @@ class Cascade:
 
     def _as_theirs(self, volume: Volume, box: Box, task: Task, network: Network) -> LabelArray:
         """Labels [k, j, i] found at the task's spacing and enlarged to the nearest voxel of the CT."""
-        turn, image = self._image(network, volume, box, task.fine_mm)
-        labels = _labels_at(network, image, task.fine_mm)
+        turn, image = self._image(network, volume, box, _cube(task.fine_mm))
+        labels = _labels_at(network, image, _cube(task.fine_mm))
         return turn.to_volume(nearest(labels, turn.shape_to_network(_shape(volume.hu[box]))))
 
-    def _image(self, network: Network, volume: Volume, box: Box, spacing_mm: float) -> tuple[Turn, Tensor]:
+    def _image(self, network: Network, volume: Volume, box: Box, spacing_mm: Spacing) -> tuple[Turn, Tensor]:
         """The box as the network sees it: its axes, a spacing, normalised intensities [z, y, x], on its device."""
         turn, hu = Turn.of(volume.affine), volume.hu[box]
-        small = shrink(hu, shape_at(hu.shape, volume.spacing_mm, spacing_mm), network.device)
+        wanted = turn.spacing_to_volume(spacing_mm)
+        small = shrink(hu, shape_at(hu.shape, volume.spacing_mm, wanted), network.device)
         if self.task is not None:
             # TotalSegmentator hands HU cut to whole numbers to its networks; float32 leaves -999.9999 of -1000
             small = small.mul_(1024).round_().div_(1024).trunc_()
         return turn, network.normalised(turn.tensor_to_network(small))
 
 
-def _labels_at(network: Network, image: Tensor, spacing_mm: float) -> LabelArray:
-    """Labels of an image [z, y, x] on its own grid.
+def _labels_at(network: Network, image: Tensor, spacing_mm: Spacing) -> LabelArray:
+    """Labels of an image [z, y, x], of a spacing along [z, y, x], on its own grid.
 
     A network whose plans name another spacing gets it, and its logits come back from it, as nnU-Net does.
     """
-    planned = shape_at(_shape(image), [spacing_mm] * 3, network.spacing_mm[0])
+    planned = shape_at(_shape(image), spacing_mm, network.spacing_mm)
     seen = image
     if planned != _shape(image):
         seen = functional.interpolate(image[None, None], size=planned, mode="trilinear", align_corners=False)[0, 0]
@@ -213,6 +217,10 @@ def _within(outer: Box, inner: Box) -> Box:
 def _along(volume: Volume) -> int:
     """The array axis that runs feet to head."""
     return int(np.argmax(np.abs(volume.affine[2, :3])))
+
+
+def _cube(spacing_mm: float) -> Spacing:
+    return spacing_mm, spacing_mm, spacing_mm
 
 
 def _shape(array: Tensor | npt.NDArray[Any]) -> Shape:

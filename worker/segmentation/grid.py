@@ -22,9 +22,9 @@ Range = tuple[int, int]
 SLICES = 16  # of the answer at a time
 
 
-def shape_at(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: float) -> Shape:
-    """How many voxels of `target_mm` a box takes; at least one along each axis."""
-    k, j, i = (max(1, round(n * step / target_mm)) for n, step in zip(shape, spacing_mm, strict=True))
+def shape_at(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
+    """How many voxels of `target_mm` a box takes, axis by axis; at least one along each."""
+    k, j, i = (max(1, round(n * step / wanted)) for n, step, wanted in zip(shape, spacing_mm, target_mm, strict=True))
     return k, j, i
 
 

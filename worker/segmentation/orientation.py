@@ -46,6 +46,11 @@ class Turn:
         z, y, x = (shape[axis] for axis in self._order)
         return z, y, x
 
+    def spacing_to_volume(self, spacing_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """A spacing along [z, y, x] -> along [k, j, i]."""
+        k, j, i = (spacing_mm[int(axis)] for axis in np.argsort(self._order))
+        return k, j, i
+
     @property
     def _order(self) -> tuple[int, ...]:
         return tuple(int(axis) for axis in np.argsort(self.forward[:, 0]))
