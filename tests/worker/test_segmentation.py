@@ -232,6 +232,10 @@ def test_turning_there_and_back_is_the_identity() -> None:
     there = turn.to_network(array)
     assert there.shape == (3, 2, 4)  # up is axis 1, back and forth axis 0, left and right axis 2
     assert np.array_equal(turn.to_volume(there), array)
+    assert turn.spacing_to_volume((2.0, 1.5, 1.25)) == (1.5, 2.0, 1.25)  # a network's, on the CT's own axes
+    sideways = Turn.of(np.array([[1.0, 0, 0, 0], [0, 0, 3.0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]]))  # sagittal slices
+    assert sideways.shape_to_network((7, 8, 9)) == (8, 9, 7)
+    assert sideways.spacing_to_volume((2.0, 1.5, 1.25)) == (1.25, 2.0, 1.5)
 
 
 def test_the_box_holds_the_lumbar_spine_with_its_margins() -> None:
