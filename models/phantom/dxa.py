@@ -5,7 +5,8 @@ Prodigy; general knowledge). What a densitometer adds to it has a cause each, an
 
 * the patient lies anew, a few degrees rolled, and the operator draws the lines between the discs anew;
 * soft tissue is compensated beside the spine, so fat that lies elsewhere than over the spine is read as bone or as a
-  lack of it. It costs a spine scan about 0.06 g/cm2 (Tothill 2014, J Clin Densitom 17:91, and what it cites);
+  lack of it. It costs a spine scan about 0.06 g/cm2 (Tothill 2014, J Clin Densitom 17:91, and what it cites). Calcium
+  in the aorta is left out: it added nothing significant (Drinka 1992, Calcif Tissue Int 50:507);
 * the detector blurs and counts quanta;
 * bone changes between CT and DXA (`Interval`).
 

@@ -2,7 +2,9 @@
 
 Sizes of vertebrae follow Panjabi 1992 (Spine 17:299) and Berry 1987 (Spine 12:362), rounded, as an
 approximation; the scatter is ours. Age, sex mix and BMI follow Yoshida 2023 (median 63, 49-71; 23 % men; 21.9).
-Trabecular density by age is an approximation to published QCT curves: about 170 mg/cm3 young, 80 (women) at 75, SD 32.
+Trabecular density by age is an approximation to published QCT curves: about 160 mg/cm3 young, 80 (women) at 75, SD 32
+(young women have 227-236 HU, SD 42: Hendrickson 2018, Iowa Orthop J 38:25). `SOURCES.md` sets every dial beside what is
+printed, and lists those that have no source or lie outside it.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ AGE_QUANTILES = (22, 33, 49, 63, 71, 82, 91)
 INTERVAL_QUANTILES_DAYS = (0, 1, 9, 49, 121, 270, 365)
 VENDOR_PATIENTS = {"canon": 173, "siemens": 136, "philips": 93}
 KERNELS_OF = {"canon": ("FC03", "FC18"), "philips": ("B", "C")}  # the others have one
-DRIFT_SD = 0.01  # of mineral contrast from day to day (approximation)
+# of mineral contrast from day to day; 1.4 % is printed between scanners of one model (Skornitzke 2022, see SOURCES.md)
+DRIFT_SD = 0.01
 
 # Degeneration; see _worn
 WEAR_SHAPE = 1.5
@@ -158,7 +161,7 @@ def _worn(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, ..
     """Degeneration: sclerotic endplates and facets, and rims that grow, more from level to level downwards.
 
     It is what a densitometer reads as bone and an attenuation disc in the body's middle does not see. Prevalence and
-    strength are ours.
+    strength are ours; that it grows downwards is printed (facets: Kalichman 2008, Spine 33:2560).
     """
     severity = max(0.0, (age - 40) / 40) * rng.gamma(WEAR_SHAPE, 1 / WEAR_SHAPE)
 
@@ -198,7 +201,10 @@ def _arched(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, 
 
 
 def _interval(rng: Rng, sex: str, age: int) -> Interval:
-    """Days between CT and DXA, and the patient's own rate of loss: faster about the menopause (approximation)."""
+    """Days between CT and DXA, and the patient's own rate of loss: faster about the menopause.
+
+    Japanese women then lose 2.1 % a year (Fujiwara 1998, Calcif Tissue Int 63:202); the other rates and SD are ours.
+    """
     days = int(np.interp(stats.norm.cdf(rng.normal()), SHARES, INTERVAL_QUANTILES_DAYS))
     usual = -0.003 if age < 48 else -0.018 if sex == "F" and age < 60 else -0.008
     return Interval(days, float(rng.normal(usual, 0.012)))
@@ -213,6 +219,7 @@ def _bone(rng: Rng, age: int, sex: str, density: float, cortex: float) -> Bone:
         float(rng.uniform(0.9, 1.6)),
         float(rng.uniform(0.06, 0.16)),
     )
+    # women of 20 to 39: 27 % (SD 6 %), more with age (Baum 2018, doi 10.3389/fendo.2018.00141)
     fat = float(np.clip(0.36 + 0.0045 * (age - 50) + (0.03 if sex == "M" else 0.0) + rng.normal(0, 0.09), 0.12, 0.75))
     return Bone(1.0, float(rng.normal(960, 50)), float(np.clip(rng.normal(1.55, 0.22), 1.0, 2.3)), fat, texture)
 
@@ -306,7 +313,7 @@ def _vertebra(rng: Rng, name: str, frame: Frame, height: float, habit: _Habit) -
         name, -0.9
     ) + rng.normal(0, 0.7)
     wear = max(0.0, (habit.age - 45) / 40)
-    # density differs a little from level to level, lowest about L3 (published QCT; approximation)
+    # density differs a little from level to level, lowest about L3: 227 HU, 236 at L1 (Hendrickson 2018); size ours
     level = {"L4": 1.0, "L3": 0.97, "L2": 0.99, "L1": 1.03}.get(name, 1.08)
     return Vertebra(
         name=name,

@@ -13,7 +13,7 @@ from models.phantom.grid import Array, Grid
 from models.phantom.implants import implants_into
 from models.phantom.spine import skeleton_of, spine_bounds
 
-# HU per mg/cm3 of hydroxyapatite. About 1.3-1.5 at 120 kVp in published calibrations; the ratios give the few
+# HU per mg/cm3 of hydroxyapatite. 1.43 of ash at 120 kVp in print (PMC5234499, table 1); the ratios give the few
 # per cent by which L1 falls at 140 and rises at 100 kVp (DOMAIN.md, AAPM 2026). Approximation.
 HU_PER_MG_CM3 = {80: 1.86, 100: 1.56, 120: 1.40, 140: 1.28}
 WATERY_MARROW_HU, FATTY_MARROW_HU = 45.0, -95.0  # approximation

@@ -1,6 +1,6 @@
 """One CT scanner: kernel, slice sensitivity, correlated noise and a vendor's small bias.
 
-All figures are approximations; kernel names are those of DOMAIN.md.
+All figures are approximations (what is printed beside them: SOURCES.md); kernel names are those of DOMAIN.md.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class Bias:
 
 
 # Scanners differ by several per cent in bone density, more in large bodies (Bonaretti 2014, Phys Med Biol 59:7819);
-# which vendor reads high is ours. GE, and its kernels, lie outside the others' span: no shipped network has seen it.
+# eight differed by 9.2 % (SD; Skornitzke 2022, see SOURCES.md). Which vendor reads high is ours. GE, and its kernels,
+# lie outside the others' span: no shipped network has seen it.
 BIAS = {
     "canon": Bias(1.0, -0.8), "siemens": Bias(1.02, 0.5), "philips": Bias(0.975, 1.5), "ge": Bias(1.04, -2.5),
 }  # fmt: skip
-SIZE_LOSS = 0.002  # of mineral contrast for a centimetre of mean body radius beyond 14: beam hardening (approximation)
+# of mineral contrast for a centimetre of mean body radius beyond 14: beam hardening (its direction: Bonaretti 2014)
+SIZE_LOSS = 0.002
 LOWEST_HU, HIGHEST_HU = -1024, 3071
 
 
