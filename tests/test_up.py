@@ -36,13 +36,21 @@ def test_killed_in_the_middle_nothing_is_lost(installation: Installation, digita
     assert installation.stop() == 0
 
 
-@pytest.mark.timeout(TIMEOUT_SECONDS)
-def test_what_the_demo_shows_is_true_of_both_installations(installation: Installation, tmp_path: Path) -> None:
-    """A digital patient with low bone density is referred, one whose scan has a gap is not assessable."""
+@pytest.fixture(scope="module")
+def low_and_gap(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from models.phantom.study import make_study
 
-    low = make_study(1, tmp_path / "low", {"bmd_g_cm2": "0.66", "sex": "F", "age": "74"})
-    gap = make_study(2, tmp_path / "gap", {"drop_slice": "true"})
+    folder = tmp_path_factory.mktemp("patients")
+    low = make_study(1, folder / "low", {"bmd_g_cm2": "0.66", "sex": "F", "age": "74"})
+    return low, make_study(2, folder / "gap", {"drop_slice": "true"})
+
+
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_what_the_demo_shows_is_true_of_both_installations(
+    installation: Installation, low_and_gap: tuple[Path, Path]
+) -> None:
+    """A digital patient with low bone density is referred, one whose scan has a gap is not assessable."""
+    low, gap = low_and_gap
     uids = [json.loads((folder / "truth.json").read_text())["study_uid"] for folder in (low, gap)]
     installation.start(OSTEOGATE_INCOMPLETE_PATIENCE_SECONDS="12")
     assert installation.send(sorted(low.rglob("*.dcm")))
