@@ -24,9 +24,9 @@ $(STAMP): $(UV) requirements.lock pyproject.toml
 demo: env
 	$(BIN)/osteogate demo
 
-# A test at a time for each core, at most four (one that holds networks takes a gigabyte); a file stays together.
+# A test at a time for each core, at most four (tests/conftest.py); the tests of a file stay together.
 test: env
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff format --check .

@@ -20,6 +20,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, a core for ea
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """How many tests `make test` runs side by side: each has a core and 3 GiB, as one that holds networks needs."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:  # xdist's own: somebody knows better
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(4, cores, memory // (3 * 2**30)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Side by side, files whose tests may take long come first: at the end none of them is waited for alone."""
