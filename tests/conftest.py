@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,6 +15,39 @@ if TYPE_CHECKING:
     from tests.installations import Installation
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side, a core for each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """How many tests `make test` runs side by side: each has a core and 3 GiB, as one that holds networks needs."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:  # xdist's own: somebody knows better
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(4, cores, memory // (3 * 2**30)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, files whose tests may take long come first: at the end none of them is waited for alone."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    usual, longest = float(config.getini("timeout")), dict[Path, float]()
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, usual), float(marker.args[0]) if marker else usual)
+    items.sort(key=lambda item: -longest[item.path])
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no database behind."""
+    if "tests.service.workflow.workbench" in sys.modules:
+        from tests.service.workflow import workbench
+
+        workbench.drop_databases()
 
 
 def absent(what: str) -> NoReturn:
@@ -38,12 +72,29 @@ def storescu() -> str:
     return shutil.which("storescu") or absent("dcmtk's storescu")
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` fills, once in a run: side by side by whoever comes first, and all read it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        make(made := factory.mktemp(name))
+        return made
+    import fcntl
+
+    made = factory.getbasetemp().parent / name  # a worker's own folder lies in that of the run
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            make(making := made.with_suffix(".part"))
+            making.rename(made)
+    return made
+
+
 @pytest.fixture(scope="session")
 def digital_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digital patient as `osteogate phantom study` writes it: *.dcm, labels.nii.gz, truth.json."""
     from models.phantom.study import make_study
 
-    return make_study(4711, tmp_path_factory.mktemp("digital"), {"sex": "F", "age": "68", "bmd_g_cm2": "0.95"})
+    settings = {"sex": "F", "age": "68", "bmd_g_cm2": "0.95"}
+    return made_once(tmp_path_factory, "digital", lambda folder: make_study(4711, folder, settings))
 
 
 @pytest.fixture(params=["embedded", "postgresql-redis"])

@@ -246,7 +246,7 @@ def test_the_service_image_has_no_torch_and_its_own_check_would_notice(service_i
     assert rehearsal.proves_itself(service_image)
     assert not rehearsal.proves_itself(ROOT / ".venv")
     told = subprocess.run(
-        [service_image / "bin" / "python", "-c", "import service, sys; print(service.__file__, sys.prefix)"],
+        [service_image / "bin" / "python", "-I", "-c", "import service, sys; print(service.__file__, sys.prefix)"],
         capture_output=True,
         text=True,
         check=True,

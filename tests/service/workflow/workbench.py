@@ -49,6 +49,7 @@ QUIET, PATIENCE = 30.0, 300.0
 PATIENCE_SECONDS = 90.0  # of a wait that ends early: only what hangs takes so long
 MODEL = "model-a"
 ROOT = Path(__file__).resolve().parents[3]
+_ours: list[str] = []  # databases on the test server
 
 
 class Clock:
@@ -110,12 +111,19 @@ def _postgresql_database() -> str:
 
 
 def new_postgresql_database() -> str:
-    """An empty database of our own on the test server, dropped when the tests end."""
+    """An empty database of our own on the test server, dropped when the tests of this process end."""
     name = f"osteogate_test_{uuid.uuid4().hex[:12]}"
     _postgresql(f"CREATE DATABASE {name}")
+    _ours.append(name)
     _postgresql(f"ALTER DATABASE {name} SET synchronous_commit TO off")  # of these tests only: for speed
-    atexit.register(_postgresql, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     return f"{POSTGRESQL.rsplit('/', 1)[0]}/{name}"
+
+
+@atexit.register
+def drop_databases() -> None:
+    """Drop ours: told by tests/conftest.py, since a process whose tests are over is given little time to end."""
+    while _ours:
+        _postgresql(f"DROP DATABASE IF EXISTS {_ours.pop()} WITH (FORCE)")
 
 
 def _postgresql(statement: str) -> None:
