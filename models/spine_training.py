@@ -198,11 +198,11 @@ def _recolour(hu: Tensor, classes: Tensor, config: SpineUNetConfig, dice: np.ran
     bone = (classes > 0) & (hu > 0)
     if dice.random() < 0.5:  # trabecular density and cortical contrast of all bone
         hu = torch.where(bone, hu * float(dice.uniform(0.6, 1.5)) + float(dice.uniform(-40, 60)), hu)
+    if dice.random() < 0.5:  # how much denser a bone's shell is than its marrow, and some parts than others
+        hu = torch.where(bone, hu * _shell_and_marrow(bone, dice), hu)
     if dice.random() < 0.5:  # soft tissue: slow clouds, as of organs that the phantom does not have
-        clouds = torch.tensor(dice.normal(0, 1, (1, 1, 12, 8, 8)), dtype=torch.float32)
-        clouds = functional.interpolate(clouds, size=hu.shape[2:], mode="trilinear", align_corners=True)
         soft = (hu > -150) & (classes == 0)
-        hu = torch.where(soft, hu + clouds * float(dice.uniform(0, 45)), hu)
+        hu = torch.where(soft, hu + _clouds(hu.shape, dice) * float(dice.uniform(0, 45)), hu)
     if dice.random() < 0.3:  # texture inside bone
         grain = torch.tensor(dice.normal(0, 1, (1, 1, *(max(n // 2, 1) for n in hu.shape[2:]))), dtype=torch.float32)
         grain = functional.interpolate(grain, size=hu.shape[2:], mode="trilinear", align_corners=True)
@@ -222,6 +222,25 @@ def _recolour(hu: Tensor, classes: Tensor, config: SpineUNetConfig, dice: np.ran
     if dice.random() < 0.5:
         hu = hu * float(dice.uniform(0.8, 1.25)) + float(dice.uniform(-30, 30))
     return hu
+
+
+def _clouds(shape: Sequence[int], dice: np.random.Generator) -> Tensor:
+    """Slow random variation of mean 0 and standard deviation about 1, some centimetres wide. Shape [1, 1, z, y, x]."""
+    clouds = torch.tensor(dice.normal(0, 1, (1, 1, 12, 8, 8)), dtype=torch.float32)
+    return functional.interpolate(clouds, size=tuple(shape[2:]), mode="trilinear", align_corners=True)
+
+
+def _shell_and_marrow(bone: Tensor, dice: np.random.Generator) -> Tensor:
+    """What to multiply bone by: its outer millimetres and its core each by their own number, all of it cloudily.
+
+    The arches and processes of people are filled and shelled otherwise than the phantom's.
+    """
+    within = functional.avg_pool3d(bone.float(), 5, stride=1, padding=2)  # 1: only bone is near
+    core = ((within - 0.7) / 0.3).clamp(0, 1)
+    marrow, shell = float(dice.uniform(0.3, 1.3)), float(dice.uniform(0.6, 1.4))
+    return torch.lerp(torch.full_like(core, shell), torch.full_like(core, marrow), core) * torch.exp(
+        float(dice.uniform(0, 0.4)) * _clouds(bone.shape, dice)
+    )
 
 
 def _foreign_bone(hu: Tensor, classes: Tensor, config: SpineUNetConfig, dice: np.random.Generator) -> Tensor:
