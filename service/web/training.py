@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse
 from service.domain.access import Right
 from service.domain.reasons import Reason
 from service.domain.training import BMD_ALONE, FOLDS, MAX_SEED, TARGETS, People, Start, Wanted
+from service.web import words
 from service.web.curves import charts
 from service.web.desk import NO_RUN, Desk, Needs
 from service.web.pages import Pages, RowId
@@ -19,7 +20,7 @@ from service.workflow import model, training
 TRAIN = Depends(Needs(Right.TRAIN))
 SHOWN_LOST = 200
 BOTH = "+".join(TARGETS)  # as the form sends them
-LEARNED = {BOTH: "BMD and TBS", "+".join(BMD_ALONE): "BMD alone: a model without TBS"}
+LEARNED = {"+".join(some): words.targets(some) for some in (TARGETS, BMD_ALONE)}
 Word = Annotated[str, Form(max_length=64)]
 
 
