@@ -8,8 +8,8 @@
     training.json         the curves
     curves.png            and their picture
 
-Format 3 may have a readout; format 2, which names its networks (`members`), and format 1, which had one network for
-both targets, are still read.
+Format 4 may predict BMD alone, format 3 may have a readout; format 2, which names its networks (`members`), and format
+1, which had one network for both targets, are still read.
 This module imports no torch, so that the service can list, import and promote packages. Nothing in a package is
 executable: weights are safetensors, never pickles (RULES.md 11).
 """
@@ -30,9 +30,10 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MODEL_CARD = "model_card.md"
 READOUT = "readout.json"
-FORMAT = 3
-READ_FORMATS = (1, 2, 3)
+FORMAT = 4
+READ_FORMATS = (1, 2, 3, 4)
 TARGETS = ("bmd_g_cm2", "tbs")
+BMD_ALONE = TARGETS[:1]  # where the site's DXA tells no TBS
 TestTime = Literal["none", "exchange-sides"]
 _KEEP_FP32 = ("running_mean", "running_var", "target_mean", "target_std")
 _SKIP = ("num_batches_tracked",)
@@ -48,7 +49,7 @@ class Interval:
 
     levels: int
     bmd_g_cm2: float
-    tbs: float
+    tbs: float | None  # None: the package predicts BMD alone
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Manifest:
     name: str
     version: str
     architecture: str  # "resnet50"
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  # TARGETS or BMD_ALONE
     input: Mapping[str, Any]  # models.inputs.InputConfig
     training: Mapping[str, Any]  # configuration, provenance, cohort, steps really done
     synthetic_only: bool  # trained and judged on digital patients only
@@ -96,6 +97,10 @@ class Manifest:
         if manifest.format not in READ_FORMATS:
             known = ", ".join(map(str, READ_FORMATS))
             raise PackageError(f"{MANIFEST} has format {manifest.format}, this program reads {known}")
+        if manifest.targets not in (TARGETS, BMD_ALONE):
+            raise PackageError(f"{MANIFEST}: a package predicts {' and '.join(TARGETS)}, or {BMD_ALONE[0]} alone")
+        if any((one.tbs is None) != (manifest.targets == BMD_ALONE) for one in manifest.intervals):
+            raise PackageError(f"{MANIFEST}: its intervals are not those of {' and '.join(manifest.targets)}")
         if not manifest.members:
             manifest = replace(manifest, members=(manifest.single(),))
         if {target for member in manifest.members for target in member.targets} != set(manifest.targets):

@@ -25,12 +25,13 @@ FURTHEST = 4.0  # standard deviations from the mean of those it was fitted on: n
 
 @dataclass(frozen=True)
 class Readout:
-    """y = bias + weights . z, where z are COLUMNS in standard deviations of the vertebrae that it was fitted on."""
+    """y = bias + weights . z, where z are `columns` in standard deviations of the vertebrae that it was fitted on."""
 
     centre: Values  # [columns]
     scale: Values  # [columns], above 0
     weights: Values  # [targets, columns]
     bias: Values  # [targets], in the targets' own units
+    targets: tuple[str, ...] = TARGETS  # of the network whose answers it weighs, and its own
 
     def __call__(self, answers: npt.NDArray[Any], slabs: Sequence[npt.NDArray[Any]], levels: Sequence[str]) -> Values:
         """The network's answers [n, targets], n slabs [slabs, size, size] HU and n levels -> [n, targets].
@@ -53,22 +54,25 @@ class Readout:
         """
         if READOUT not in package.manifest.files:
             return None
-        return cls.from_json((package.path / READOUT).read_text(encoding="utf-8"), package.path / READOUT)
+        text = (package.path / READOUT).read_text(encoding="utf-8")
+        return cls.from_json(text, package.path / READOUT, package.manifest.targets)
 
     @classmethod
-    def from_json(cls, text: str, source: Path) -> Self:
-        """Read what `to_json` wrote; `source` is for the error's text."""
+    def from_json(cls, text: str, source: Path, targets: tuple[str, ...] = TARGETS) -> Self:
+        """Read what `to_json` wrote for these targets; `source` is for the error's text."""
+        named = column_names(targets)
         try:
             stored = json.loads(text)
             by_name: Mapping[str, Mapping[str, Any]] = stored["columns"]
-            if set(by_name) != set(COLUMNS):
-                raise ValueError(f"its columns differ: {', '.join(sorted(set(by_name) ^ set(COLUMNS))[:3])}")
-            table = [by_name[name] for name in COLUMNS]
+            if set(by_name) != set(named):
+                raise ValueError(f"its columns differ: {', '.join(sorted(set(by_name) ^ set(named))[:3])}")
+            table = [by_name[name] for name in named]
             made = cls(
                 centre=np.array([float(one["centre"]) for one in table]),
                 scale=np.array([float(one["scale"]) for one in table]),
-                weights=np.array([[float(one[target]) for one in table] for target in TARGETS]),
-                bias=np.array([float(stored["bias"][target]) for target in TARGETS]),
+                weights=np.array([[float(one[target]) for one in table] for target in targets]),
+                bias=np.array([float(stored["bias"][target]) for target in targets]),
+                targets=targets,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PackageError(f"{source} is not a readout of this program: {error}") from error
@@ -84,12 +88,17 @@ class Readout:
             name: {
                 "centre": float(self.centre[number]),
                 "scale": float(self.scale[number]),
-                **{target: float(self.weights[row, number]) for row, target in enumerate(TARGETS)},
+                **{target: float(self.weights[row, number]) for row, target in enumerate(self.targets)},
             }
-            for number, name in enumerate(COLUMNS)
+            for number, name in enumerate(column_names(self.targets))
         }
-        bias = {target: float(self.bias[row]) for row, target in enumerate(TARGETS)}
+        bias = {target: float(self.bias[row]) for row, target in enumerate(self.targets)}
         return json.dumps({"bias": bias, "columns": table}, indent=1, allow_nan=False) + "\n"
+
+
+def column_names(targets: tuple[str, ...]) -> tuple[str, ...]:
+    """COLUMNS as far as a network with these answers has them."""
+    return (*targets, *NAMES, *LEVELS)
 
 
 def standardised(values: Values, centre: Values, scale: Values) -> Values:

@@ -747,7 +747,9 @@ def _add_registry(models: Any) -> None:
     for command in (show, export, judge):
         command.add_argument("model", metavar="PACKAGE", help="an id, a name with version, or a hash's beginning")
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
-    judge.add_argument("--cohort", type=Path, required=True, metavar="DIR", help="patients whom neither learned from")
+    judges = judge.add_mutually_exclusive_group(required=True)
+    judges.add_argument("--cohort", type=Path, metavar="DIR", help="patients whom neither learned from")
+    judges.add_argument("--run", type=int, metavar="N", help="the locked patients of this training run, cut anew")
     judge.add_argument("--folds", type=_numbers, metavar="F[,F]...", help="these tenths of the cohort only")
     promote = _command(models, "promote", run_models_promote, "put a model that passed the gate in force")
     promote.add_argument("model", metavar="PACKAGE")
@@ -810,16 +812,35 @@ def run_evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _locked_patients(run_id: int, settings: Settings, folder: Path) -> Path:
+    """The cohort that judged a training run, cut anew from the stored CTs into `folder`.
+
+    Raises:
+        ValueError: there is no such run, or nothing of it is left.
+    """
+    from service.domain.splits import Part
+    from service.workflow import training
+    from worker.cohorts import cohort_dir, make_judges
+
+    with _store(settings).reading() as session:
+        run, manifest = training.run(session, run_id), training.manifest(session, run_id)
+    if run is None or manifest is None:
+        raise ValueError(f"no training run {run_id}")
+    for lost in make_judges(manifest, run.manifest_sha256, settings, folder):
+        print(f"left out: {lost.study_uid} {lost.level or ''} {lost.code}: {lost.text}", file=sys.stderr)
+    return cohort_dir(folder, Part.LOCKED)
+
+
 def _young_adults(cohort: Path, policy: Policy) -> dict[str, float] | None:
     """The young-adult mean BMD by sex that fits a cohort: digital for digital patients, else the site's own choice."""
-    from service.domain.bone import ReferenceOrigin, load_references
+    from service.domain.bone import REGION, ReferenceOrigin, load_references
 
     provenance = json.loads((cohort / "cohort.json").read_text(encoding="utf-8")).get("provenance")
     if provenance == "digital":
         entries = [one for one in load_references().entries if one.provenance is ReferenceOrigin.DIGITAL]
     else:
         entries = list(policy.references)
-    return {entry.sex: entry.mean_g_cm2 for entry in entries} or None
+    return {entry.sex: entry.mean_g_cm2 for entry in entries if entry.region == REGION} or None
 
 
 def _package_folder(told: str, settings: Settings) -> Path:
@@ -943,12 +964,13 @@ def run_models_judge(options: argparse.Namespace) -> int:
     settings = Settings()
     policy, library = _policy(settings), Library.of(settings)
     folders = {"candidate": _package_folder(options.model, settings), "champion": in_force_here(settings).folder}
-    young_adults = _young_adults(options.cohort, policy)
     with tempfile.TemporaryDirectory() as folder:
+        cohort = options.cohort or _locked_patients(options.run, settings, Path(folder) / "run")
+        young_adults = _young_adults(cohort, policy)
         reports = {name: Path(folder) / name / "report.json" for name in folders}
         for name, package in folders.items():
             loaded = ModelPackage.load(package)
-            evaluate(loaded, options.cohort, Path(folder) / name, folds=options.folds, young_adult_bmd=young_adults)
+            evaluate(loaded, cohort, Path(folder) / name, folds=options.folds, young_adult_bmd=young_adults)
         kept = library.keep(folders["candidate"], reports)
     with _store(settings).transaction() as session:
         model = models.judged(session, kept, _shell(), policy=policy)

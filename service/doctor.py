@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
+from ipaddress import ip_address
 
 from redis import Redis
 from redis.exceptions import AuthenticationError, ConnectionError
 from sqlalchemy import inspect, text
 
 from models.package import ModelPackage, PackageError
+from service.domain.access import Role
 from service.settings import MIB, Settings
-from service.store.engine import make_engine
+from service.store.engine import Store, make_engine
+from service.workflow import people
+from service.workflow.clock import utc_now
 from service.workflow.model import in_force_here
 from service.workflow.rules import policy_in_force
 
@@ -38,6 +43,7 @@ def examine(settings: Settings) -> list[Finding]:
         "broker": _broker,
         "policy": _policy,
         "model": _model,
+        "users": _users,
         "worker packages": _worker_packages,
     }
     return [_finding(part, check, settings) for part, check in checks.items()]
@@ -96,6 +102,41 @@ def _model(settings: Settings) -> str:
     if package.sha256 != model.sha256:
         raise PackageError(f"{model.folder} is not the package that was put in force")
     return f"{model.name} in force, {model.sha256[:12]}; {'passed' if model.gate_passed else 'has not passed'} the gate"
+
+
+NEEDED = {
+    Role.CLINICIAN: "work the worklist",
+    Role.PACS_ADMIN: "try a failed study again",
+    Role.ML_ADMIN: "train or promote a model",
+}
+
+
+def _users(settings: Settings) -> str:
+    """Who may come in, and whether there is somebody, or a key, for what only a role may do."""
+    with closing(Store(make_engine(settings.sqlalchemy_url))) as store, store.reading() as session:
+        if not inspect(session.connection()).has_table("users"):
+            raise LookupError("not known before the database has its schema")
+        users, keys, anyone = people.users(session), people.keys(session), people.anyone(session)
+    if not anyone:
+        return _nobody(settings)
+    now = utc_now()
+    may = [one.roles for one in users if not one.disabled]
+    may += [one.roles for one in keys if one.revoked_at is None and (one.expires_at is None or one.expires_at > now)]
+    if missing := [role for role in NEEDED if not any(role in roles for roles in may)]:
+        told = ", ".join(f"{NEEDED[role]} ({role.value})" for role in missing)
+        raise LookupError(f"nobody may {told}: `osteogate user add NAME --role ROLE`, or `osteogate user roles`")
+    counts = (f"{sum(role in roles for roles in may)} {role.value}" for role in NEEDED)
+    return f"{', '.join(counts)} (users and keys)"
+
+
+def _nobody(settings: Settings) -> str:
+    if settings.web_password_file is not None:
+        return "none yet: one password for everybody (OSTEOGATE_WEB_PASSWORD_FILE), every role is granted"
+    if not ip_address(settings.web_host).is_loopback:
+        raise LookupError(
+            f"none yet, nor a password for everybody: pages are served to loopback only, never to {settings.web_host}"
+        )
+    return "none yet: the pages are open to whoever is on this machine, and bind to loopback only"
 
 
 def _worker_packages(settings: Settings) -> str:

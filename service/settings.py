@@ -17,6 +17,8 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.domain.training import KEEP_SECONDS
+
 MIB = 1024 * 1024
 MAX_SOCKET_PATH_BYTES = 100
 MIN_WEB_PASSWORD_CHARACTERS = 12
@@ -125,6 +127,7 @@ class Settings(BaseSettings):
     # Training runs
     training_deadline_seconds: float = Field(default=604_800.0, gt=0)  # from a run's first step to its last
     training_disk_bytes: int = Field(default=4096 * MIB, ge=0)  # that must be free before a run begins
+    training_keep_seconds: float = Field(default=KEEP_SECONDS, ge=0)  # how long a run that stopped can be resumed
 
     # Web
     web_host: str = "127.0.0.1"

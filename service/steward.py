@@ -20,7 +20,7 @@ from service.courier import Courier
 from service.domain.policy import Policy
 from service.settings import Settings
 from service.store.engine import Store
-from service.workflow import dxa_reports, reporting, screening, training_work, work
+from service.workflow import dxa_reports, reporting, screening, training_files, training_work, work
 from service.workflow.bell import Ring
 from service.workflow.clock import Clock, utc_now
 from service.workflow.model import model_key
@@ -69,6 +69,7 @@ class Steward:
     def step(self) -> None:
         """One round."""
         tasks = [self._close_quiet_studies, self._reconcile, self._ring_for_waiting, self._read_dxa_reports]
+        tasks.append(self._tidy_training)
         if self._ring_training is not None:
             tasks += [self._reconcile_training, self._ring_for_training]
         for task in tasks:
@@ -141,6 +142,19 @@ class Steward:
                 return
             with self._store.transaction() as session:
                 training_work.rung(session, run_id, self._clock())
+
+    def _tidy_training(self) -> None:
+        """A finished run's worker does it itself, unless it is killed just then."""
+        folders, now = training_files.leftovers(self._settings.training_dir), self._clock()
+        if not folders:
+            return
+        with self._store.reading() as session:
+            spent = training_files.spent(session, folders, now, self._settings.training_keep_seconds)
+        for run_id in spent:
+            removed = training_files.tidy(folders[run_id])
+            with self._store.transaction() as session:
+                training_files.note(session, run_id, removed, now)
+            log.info("steward: removed %s of training run %d", ", ".join(removed), run_id)
 
 
 class Scribe:

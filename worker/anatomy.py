@@ -25,6 +25,7 @@ from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
 from service.domain.result import LEVELS, Anatomy, Heights, LevelAnatomy, Numbering, Renumbering
 from worker.findings import Findings, find
+from worker.located import Located
 from worker.ribs import Sides, find_ribs
 from worker.segmentation.base import (
     L1,
@@ -101,10 +102,12 @@ def assess(
     segmentation: Segmentation,
     policy: FindingsPolicy | None = None,
     renumbered: Renumbering | None = None,
+    located: Located | None = None,
 ) -> Anatomy:
     """Level checks and findings of one segmented CT; never raises for odd anatomy.
 
-    `renumbered`: whoever gave the labels these names, where a person did.
+    `renumbered`: whoever gave the labels these names, where a person did. `located`: these labels' vertebrae, for a
+    caller that needs them again.
     """
     shapes = measure_shapes(segmentation.labels, volume)
     lumbar = [label for label in shapes if label in LUMBAR or label == L6]
@@ -118,7 +121,8 @@ def assess(
     notes = [*_whose_names(renumbered), *(against or doubts.names), *_alternative_notes(alternative)]
     numbering = Numbering.CERTAIN if certain else Numbering.UNCERTAIN
     whole = [label for label, shape in shapes.items() if label in MEASURED and not shape.cut]
-    findings = find(volume, segmentation.labels, whole, policy or FindingsPolicy())
+    located = located or Located(segmentation.labels, volume.affine)
+    findings = find(volume, located, whole, policy or FindingsPolicy())
     notes += findings.notes
     qualities = _qualities(volume, segmentation, shapes, findings)
     levels = _levels(shapes, findings, qualities, policy or FindingsPolicy())

@@ -21,7 +21,8 @@ from service.store.engine import Store
 from service.workflow.bell import SCREEN_QUEUE, TRAIN_QUEUE, broker_settings
 from service.workflow.pulse import Pulse
 from worker import tasks
-from worker.jobs import Ears, JobRunner, ScreenFunction
+from worker.jobs import JobRunner, ScreenFunction
+from worker.runner import Ears
 from worker.trainer import TrainingRunner
 
 MAX_MESSAGES_AHEAD = 1

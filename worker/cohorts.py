@@ -23,11 +23,12 @@ from service.domain.splits import Part
 from service.settings import Settings
 from service.workflow import artefacts
 from service.workflow.training import Lost
+from service.workflow.training_files import COHORTS, CUT
+from worker.located import Located
 from worker.pipeline import LABEL_IDS, Found, cut_level
 from worker.volume import Volume, VolumeError, load_dicom
 
 SLABS = "slabs"
-CUT = "cut.json"  # beside the cohorts, when all of them are complete: what was lost
 
 
 class Unusable(OsteogateError):
@@ -41,7 +42,7 @@ class Unusable(OsteogateError):
 
 def cohort_dir(folder: Path, part: Part) -> Path:
     """Where a run keeps the cohort that trains, or the one that judges."""
-    return folder / f"cohort-{part.value}"
+    return folder / COHORTS[part]
 
 
 def make_cohorts(
@@ -60,29 +61,54 @@ def make_cohorts(
     """
     if (folder / CUT).is_file():
         return [Lost(**one) for one in json.loads((folder / CUT).read_text(encoding="utf-8"))]
-    rows: dict[Part, list[dict[str, object]]] = {part: [] for part in Part}
-    lost: list[Lost] = []
-    pairs: Sequence[Mapping[str, Any]] = manifest["pairs"]
-    for number, pair in enumerate(pairs, start=1):
-        part = Part(pair["part"])
-        told = cut_study(pair, cohort_dir(folder, part) / SLABS / f"{number:05d}.npz", settings)
-        rows[part] += _rows(pair, told["hu"], f"{SLABS}/{number:05d}.npz")
-        lost += [Lost(**one) for one in told["lost"]]
-        on_study(number, len(pairs))
-    _require(rows)
+    rows, lost = _cut(manifest, tuple(Part), settings, folder, on_study)
+    _require_judges(rows[Part.LOCKED])
+    missing = set(range(10)) - {row["fold"] for row in rows[Part.TRAINING]}
+    if missing:
+        raise ValueError(f"no study of the tenth {min(missing)} could be cut: too little is left to train on")
     for part in Part:
-        facts = _facts(manifest, manifest_sha256, part, rows[part])
-        write_cohort(cohort_dir(folder, part), rows[part], facts)
+        write_cohort(cohort_dir(folder, part), rows[part], _facts(manifest, manifest_sha256, part, rows[part]))
     _write(folder / CUT, [_lost_as_dict(one) for one in lost])
     return lost
 
 
-def _require(rows: Mapping[Part, Sequence[Mapping[str, object]]]) -> None:
-    if not rows[Part.LOCKED]:
+def make_judges(manifest: Mapping[str, Any], manifest_sha256: str, settings: Settings, folder: Path) -> list[Lost]:
+    """Write the locked cohort of a run alone, cut anew from the stored CTs (its own was removed when it finished).
+
+    Raises:
+        ValueError: nothing is left that could judge.
+    """
+    rows, lost = _cut(manifest, (Part.LOCKED,), settings, folder, lambda done, of: None)
+    judges = rows[Part.LOCKED]
+    _require_judges(judges)
+    write_cohort(cohort_dir(folder, Part.LOCKED), judges, _facts(manifest, manifest_sha256, Part.LOCKED, judges))
+    return lost
+
+
+def _cut(
+    manifest: Mapping[str, Any],
+    parts: Sequence[Part],
+    settings: Settings,
+    folder: Path,
+    on_study: Callable[[int, int], None],
+) -> tuple[dict[Part, list[dict[str, object]]], list[Lost]]:
+    """The rows of these parts, whose slabs lie in the folder then, and what was lost."""
+    rows: dict[Part, list[dict[str, object]]] = {part: [] for part in parts}
+    lost: list[Lost] = []
+    pairs: Sequence[Mapping[str, Any]] = manifest["pairs"]
+    for number, pair in enumerate(pairs, start=1):
+        part = Part(pair["part"])
+        if part in rows:
+            told = cut_study(pair, cohort_dir(folder, part) / SLABS / f"{number:05d}.npz", settings)
+            rows[part] += _rows(pair, told["hu"], f"{SLABS}/{number:05d}.npz")
+            lost += [Lost(**one) for one in told["lost"]]
+            on_study(number, len(pairs))
+    return rows, lost
+
+
+def _require_judges(rows: Sequence[Mapping[str, object]]) -> None:
+    if not rows:
         raise ValueError("no study of the locked test set could be cut: nothing could judge the model")
-    missing = set(range(10)) - {row["fold"] for row in rows[Part.TRAINING]}
-    if missing:
-        raise ValueError(f"no study of the tenth {min(missing)} could be cut: too little is left to train on")
 
 
 def _facts(
@@ -98,7 +124,7 @@ def _facts(
         "patients": len({row["patient_id"] for row in rows}),
         "vertebrae": len(rows),
     }
-    if digital:
+    if digital and "tbs" in manifest["targets"]:
         facts["tbs_kind"] = "simulated"
     if manifest["young_adult_bmd"]:
         facts["young_adult_bmd"] = manifest["young_adult_bmd"]
@@ -139,9 +165,10 @@ def _levels(pair: Mapping[str, Any], settings: Settings) -> Iterator[tuple[str, 
         Unusable: the study cannot be read.
     """
     volume, labels = _stored(settings.results_dir / str(pair["artefacts"]), settings.spool_dir)
+    located = Located(labels, volume.affine)
     for level in pair["levels"]:
         try:
-            yield level, cut_level(volume, labels, level, LABEL_IDS[level])
+            yield level, cut_level(volume, located, level, LABEL_IDS[level])
         except VertebraError as error:
             yield level, error
 

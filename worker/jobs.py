@@ -11,14 +11,12 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, Self
 
 from sqlalchemy.orm import Session
 
@@ -32,19 +30,13 @@ from service.workflow import artefacts, model, renumber, screening, work
 from service.workflow.clock import Clock, utc_now
 from service.workflow.model import InForce
 from service.workflow.pulse import Beat, no_pulse
+from worker.runner import BEATS_PER_LEASE, EXIT_ENDED, EXIT_RELEASED, Exit, Runner, Watch, leave
 from worker.segmentation.renamed import KeptLabels
 from worker.volume import VolumeError
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0  # after SIGTERM a job may still finish for this long; docker kills after 10
-EXIT_DEADLINE = 70  # EX_SOFTWARE: the process was ended by its own watchdog
-EXIT_RELEASED = 0
-EXIT_DEAF = 71  # EX_OSERR: the broker's messages no longer reach this process
-_BEATS_PER_LEASE = 3
-_TICK_SECONDS = 0.2
-DEAF_SECONDS = 20.0
-_LOOKS_PER_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,6 @@ class Taken:
 
 
 ScreenFunction = Callable[[ScreenRequest], Measurements]
-Exit = Callable[[int], None]
 
 
 class Outcome(StrEnum):
@@ -85,7 +76,7 @@ class Outcome(StrEnum):
     RELEASED = "released"  # given back at a shutdown
 
 
-class JobRunner:
+class JobRunner(Runner[Outcome]):
     """Runs jobs with one worker's store, settings and screen function."""
 
     def __init__(
@@ -102,37 +93,25 @@ class JobRunner:
         exit_process: Exit = os._exit,
         beat: Beat = no_pulse,
     ) -> None:
-        self.store = store
-        self.settings = settings
+        super().__init__(
+            store,
+            settings,
+            worker=worker,
+            grace_seconds=grace_seconds,
+            stopping=stopping,
+            clock=clock,
+            exit_process=exit_process,
+            beat=beat,
+        )
         self.policy = policy
         self.screen = screen
-        self.worker = worker
-        self.stopping = stopping or threading.Event()
-        self.clock = clock
-        self.grace_seconds = grace_seconds
-        self.exit_process = exit_process
-        self.beat = beat
-        self.busy = False
-        self.idle_since: datetime | None = None  # None until it listens
-
-    def listening(self) -> None:
-        """Note that the process is ready for messages."""
-        self.idle_since = self.clock()
 
     def unheard(self, session: Session, since: datetime) -> bool:
         """Whether a job waits that was rung for since then."""
         return work.unheard(session, since=since)
 
-    def run(self, job_id: int) -> Outcome:
-        """Claim, measure, record. A failure is written to the job, never raised into Celery."""
-        self.busy = True
-        try:
-            return self._run(job_id)
-        finally:
-            self.idle_since = self.clock()
-            self.busy = False
-
-    def _run(self, job_id: int) -> Outcome:
+    def _run(self, number: int) -> Outcome:
+        job_id = number
         if self.stopping.is_set():
             return Outcome.NOT_CLAIMED
         taken = self._claim(job_id)
@@ -258,93 +237,23 @@ def not_readable(error: VolumeError) -> Measurements:
     return replace(empty, refusals=(Reason(Code(error.code), error.text),))
 
 
-class Hearing(Protocol):
-    """A runner of jobs, as far as its ears are concerned."""
-
-    store: Store
-    stopping: threading.Event
-    exit_process: Exit
-    beat: Beat
-    busy: bool
-    idle_since: datetime | None
-
-    def unheard(self, session: Session, since: datetime) -> bool:
-        """Whether something waits that was rung for since then."""
-
-
-class Ears:
-    """Ends a process that no longer hears the bell; a context manager around its service.
-
-    A consumer may lose its broker connection in a way that its library does not notice, and then sits idle beside
-    a full queue for ever. The sign: idle for a while, all of it with a job waiting that was rung for since.
-    Until then each look is a beat of the pulse: the process works (the guard bounds for how long), or it hears.
-    """
-
-    def __init__(self, runner: Hearing, patience_seconds: float = DEAF_SECONDS) -> None:
-        self._runner = runner
-        self._patience_seconds = patience_seconds
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="ears", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        runner = self._runner
-        unheard_since: float | None = None
-        while not self._ended.wait(self._patience_seconds / _LOOKS_PER_PATIENCE):
-            if not self._unheard():
-                unheard_since = None
-                if runner.busy or runner.idle_since is not None:
-                    runner.beat()
-                continue
-            unheard_since = unheard_since or time.monotonic()
-            if time.monotonic() - unheard_since > self._patience_seconds and not runner.busy:
-                log.critical("this worker no longer hears the bell; the process ends to be started afresh")
-                logging.shutdown()
-                runner.exit_process(EXIT_DEAF)
-                return
-
-    def _unheard(self) -> bool:
-        runner = self._runner
-        if runner.busy or runner.idle_since is None or runner.stopping.is_set():
-            return False
-        try:
-            with runner.store.reading() as session:
-                return runner.unheard(session, runner.idle_since)
-        except Exception:  # the database is away: nothing can be said
-            log.exception("whether the bell was heard could not be checked")
-            return False
-
-
-class Guard:
-    """Watches over one running job from a thread of its own; a context manager around the work.
+class Guard(Watch):
+    """Watches over one running job.
 
     `writing` is a short critical section of the main thread: the guard gives nothing back while a result is
     being written, and what the guard has given back is never written.
     """
 
     def __init__(self, runner: JobRunner, held: work.Claim) -> None:
+        super().__init__(
+            f"guard-{held.job_id}",
+            grace_seconds=runner.grace_seconds,
+            beat_seconds=runner.settings.lease_seconds / BEATS_PER_LEASE,
+        )
         self.lost = False  # a heartbeat was refused
         self.released = False
         self._runner = runner
         self._held = held
-        self._ended = threading.Event()
-        self._mutex = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name=f"guard-{held.job_id}", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
 
     @contextmanager
     def writing(self) -> Iterator[bool]:
@@ -353,25 +262,14 @@ class Guard:
             yield not (self.lost or self.released)
             self._ended.set()
 
-    def _watch(self) -> None:
-        settings = self._runner.settings
-        started = time.monotonic()
-        beat_seconds = settings.lease_seconds / _BEATS_PER_LEASE
-        next_beat = started + beat_seconds
-        stop_at: float | None = None
-        while not self._ended.wait(min(_TICK_SECONDS, beat_seconds)):
-            now = time.monotonic()
-            if now - started > settings.job_deadline_seconds:
-                self._end_process()
-                return
-            if stop_at is None and self._runner.stopping.is_set():
-                stop_at = now + self._runner.grace_seconds
-            if stop_at is not None and now >= stop_at:
-                self._release_and_exit()
-                return
-            if now >= next_beat:
-                self._beat()
-                next_beat = time.monotonic() + beat_seconds
+    def _ends_process(self, now: float) -> bool:
+        if now - self._began > self._runner.settings.job_deadline_seconds:
+            self._end_process()
+            return True
+        if self._grace_is_over(now, wanted=self._runner.stopping.is_set()):
+            self._release_and_exit()
+            return True
+        return False
 
     def _beat(self) -> None:
         if self.lost:
@@ -396,13 +294,9 @@ class Guard:
                 self._runner.give_back(self._held)
             self.released = True
         log.warning("job %d: given back at shutdown", self._held.job_id)
-        self._leave(EXIT_RELEASED)
+        leave(self._runner.exit_process, EXIT_RELEASED)
 
     def _end_process(self) -> None:
         """Past its deadline and not interruptible: end the process; the steward takes the job back."""
         log.critical("job %d: past its deadline; this process ends", self._held.job_id)
-        self._leave(EXIT_DEADLINE)
-
-    def _leave(self, code: int) -> None:
-        logging.shutdown()
-        self._runner.exit_process(code)
+        leave(self._runner.exit_process, EXIT_ENDED)

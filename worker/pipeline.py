@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from models.attenuation import Attenuation, disc_attenuation
-from models.crop import SLABS, SagittalSlabs, Vertebra, VertebraError, locate, sagittal_slabs
+from models.crop import SLABS, SagittalSlabs, Vertebra, VertebraError, sagittal_slabs
 from service.dicom.reports.codes import LEVEL_NAMES
 from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
@@ -29,6 +28,7 @@ from service.domain.result import (
     LevelMeasurement,
     Measurements,
     Provenance,
+    Renumbering,
     Shadowed,
 )
 from service.settings import Settings
@@ -37,6 +37,7 @@ from service.workflow import artefacts
 from service.workflow.rules import policy_in_force
 from worker import anatomy as anatomy_room
 from worker import pictures
+from worker.located import Located
 from worker.predict import Prediction, Predictor
 from worker.segmentation import Segmentation, Segmenter, SuppliedError, SuppliedLabels, load_segmenter
 from worker.segmentation.renamed import KeptLabels
@@ -75,6 +76,14 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+
+
+class Outlined(NamedTuple):
+    """A segmented CT: its outlines, what was made of them, and its vertebrae as far as they were located."""
+
+    segmentation: Segmentation
+    anatomy: Anatomy
+    located: Located
 
 
 @dataclass(frozen=True)
@@ -132,11 +141,11 @@ class Pipeline:
         """Measure one volume and write its pictures; every refusal is a value in the answer."""
         watch = watch or Stopwatch()
         if kept is not None:
-            segmentation, anatomy = self._renamed(volume, kept, watch)
+            segmentation, anatomy, located = self._renamed(volume, kept, watch)
         else:
-            segmentation, anatomy = self._outline(volume, supplied, watch)
+            segmentation, anatomy, located = self._outline(volume, supplied, watch)
         with watch.stage("crop"):
-            found, lost = _cut(volume, segmentation, anatomy)
+            found, lost = _cut(volume, located, anatomy)
         with watch.stage("predict"):
             predictions = self._predict(found)
         with watch.stage("pictures"):
@@ -149,6 +158,7 @@ class Pipeline:
             provenance=self._provenance(segmentation),
             model_synthetic_only=self.predictor.synthetic_only,
             model_gate_passed=self.gate_passed,
+            model_measures_tbs=self.predictor.measures_tbs,
             patient_bmd_interval=_rounded_pair(patient.bmd_interval, 4) if patient else None,
             patient_tbs_interval=_rounded_pair(patient.tbs_interval, 4) if patient else None,
             refusals=anatomy.refusals,
@@ -157,32 +167,39 @@ class Pipeline:
         )
         return measurements, segmentation
 
-    def _outline(self, volume: Volume, supplied: Path | None, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
+    def _outline(self, volume: Volume, supplied: Path | None, watch: Stopwatch) -> Outlined:
         """The supplied vertebrae where they pass the checks that ours do; else ours, with a note that says why."""
         if supplied is None:
             return self._segmented(self.segmenter, volume, watch)
         try:
-            found, anatomy = self._segmented(SuppliedLabels(supplied), volume, watch)
-            check_usable(found.labels, anatomy)
-            return found, anatomy
+            outlined = self._segmented(SuppliedLabels(supplied), volume, watch)
+            check_usable(outlined.segmentation.labels, outlined.anatomy)
+            return outlined
         except SuppliedError as error:
-            found, anatomy = self._segmented(self.segmenter, volume, watch)
-            return found, replace(anatomy, notes=(unused(supplied, error), *anatomy.notes))
+            own = self._segmented(self.segmenter, volume, watch)
+            notes = (unused(supplied, error), *own.anatomy.notes)
+            return own._replace(anatomy=replace(own.anatomy, notes=notes))
 
-    def _renamed(self, volume: Volume, kept: KeptLabels, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
+    def _renamed(self, volume: Volume, kept: KeptLabels, watch: Stopwatch) -> Outlined:
         """The outlines of an earlier result under the names that a person gave them."""
         with watch.stage("segment"):
             segmentation = kept.segment(volume)
         told = kept.told(set(np.unique(segmentation.labels).tolist()))
-        with watch.stage("anatomy"):
-            return segmentation, anatomy_room.assess(volume, segmentation, self.limits, told)
+        return self._assessed(volume, segmentation, watch, told)
 
-    def _segmented(self, segmenter: Segmenter, volume: Volume, watch: Stopwatch) -> tuple[Segmentation, Anatomy]:
+    def _segmented(self, segmenter: Segmenter, volume: Volume, watch: Stopwatch) -> Outlined:
         with watch.stage("segment"):
             segmentation = segmenter.segment(volume)
         watch.seconds.update({f"segment.{name}": value for name, value in segmentation.timings_s.items()})
+        return self._assessed(volume, segmentation, watch, None)
+
+    def _assessed(
+        self, volume: Volume, segmentation: Segmentation, watch: Stopwatch, told: Renumbering | None
+    ) -> Outlined:
+        located = Located(segmentation.labels, volume.affine)
         with watch.stage("anatomy"):
-            return segmentation, anatomy_room.assess(volume, segmentation, self.limits)
+            anatomy = anatomy_room.assess(volume, segmentation, self.limits, told, located)
+        return Outlined(segmentation, anatomy, located)
 
     def _predict(self, found: list[Found]) -> dict[str, Prediction]:
         if not found:
@@ -200,8 +217,9 @@ class Pipeline:
         except Exception:
             log.exception("the model in shadow (%s) failed; the study goes on without it", self.shadow.name)
             return None
-        levels = {one.level: (float(two.bmd_g_cm2), float(two.tbs)) for one, two in zip(found, said, strict=True)}
-        return Shadowed(self.shadow.sha256, {name: pair for name, pair in levels.items() if np.isfinite(pair).all()})
+        levels = {one.level: (two.bmd_g_cm2, two.tbs) for one, two in zip(found, said, strict=True)}
+        finite = {name: pair for name, pair in levels.items() if all(one is None or np.isfinite(one) for one in pair)}
+        return Shadowed(self.shadow.sha256, finite)
 
     def _patient(self, valid: list[Prediction]) -> Prediction | None:
         """The mean over the valid levels: its interval is narrower than a single vertebra's."""
@@ -227,7 +245,7 @@ def weights_in_force(settings: Settings) -> Path | None:
     return imported if any(imported.glob("[!.]*")) else None  # an unfinished import is refused, not passed over
 
 
-def _cut(volume: Volume, segmentation: Segmentation, anatomy: Anatomy) -> tuple[list[Found], dict[str, Reason]]:
+def _cut(volume: Volume, located: Located, anatomy: Anatomy) -> tuple[list[Found], dict[str, Reason]]:
     """Cut every level that is in view; one that cannot be cut is excluded with its cause."""
     found: list[Found] = []
     lost: dict[str, Reason] = {}
@@ -235,26 +253,26 @@ def _cut(volume: Volume, segmentation: Segmentation, anatomy: Anatomy) -> tuple[
         if not anatomy.levels[level].in_view:
             continue
         try:
-            found.append(cut_level(volume, segmentation.labels, level, label_id))
+            found.append(cut_level(volume, located, level, label_id))
         except VertebraError as error:
             lost[level] = Reason(Code.LEVEL_NOT_MEASURABLE, f"{level} could not be measured: {error}.")
     return found, lost
 
 
-def cut_level(volume: Volume, labels: npt.NDArray[np.uint8], level: str, label_id: int) -> Found:
+def cut_level(volume: Volume, located: Located, level: str, label_id: int) -> Found:
     """One vertebra located, cut into its slabs and measured in HU: for prediction and for training alike.
 
     Args:
         volume: the CT.
-        labels: [k, j, i] on the CT's grid.
+        located: the vertebrae of labels on the CT's grid.
         level: L1 to L4.
-        label_id: its value in `labels`.
+        label_id: its value in the labels.
 
     Raises:
         VertebraError: the vertebra cannot be located or cut.
     """
-    vertebra = locate(labels, volume.affine, label_id)
-    grid = (volume.hu, volume.affine, labels, label_id)
+    vertebra = located.vertebra(label_id)
+    grid = (volume.hu, volume.affine, located.labels, label_id)
     slabs = sagittal_slabs(*grid, n=SLABS, vertebra=vertebra)
     return Found(level, vertebra, slabs, disc_attenuation(*grid, vertebra=vertebra))
 

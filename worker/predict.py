@@ -1,4 +1,4 @@
-"""Slabs of a study -> BMD and TBS with 90 % intervals, by the network of one verified model package."""
+"""Slabs of a study -> BMD, and TBS where the package measures it, with 90 % intervals: one verified model package."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Prediction:
 
     bmd_g_cm2: float
     bmd_interval: tuple[float, float]
-    tbs: float
-    tbs_interval: tuple[float, float]
+    tbs: float | None  # None: not measured by this model
+    tbs_interval: tuple[float, float] | None
 
 
 class Predictor:
@@ -68,6 +68,11 @@ class Predictor:
         return self.package.sha256
 
     @property
+    def measures_tbs(self) -> bool:
+        """Whether the package was made to tell TBS as well."""
+        return "tbs" in self.package.manifest.targets
+
+    @property
     def synthetic_only(self) -> bool:
         return self.package.manifest.synthetic_only
 
@@ -82,7 +87,7 @@ class Predictor:
         values: npt.NDArray[np.floating] = self.answers(stacked)
         if self.readout is not None:
             values = self.readout(values, list(stacked), levels)
-        return [self._with_interval(float(bmd), float(tbs), levels=1) for bmd, tbs in values]
+        return [self._with_interval(*map(float, one), levels=1) for one in values]
 
     def answers(self, slabs: Floats) -> Floats:
         """What the network alone says of [vertebrae, slabs, size, size] HU: [vertebrae, targets]."""
@@ -93,17 +98,13 @@ class Predictor:
         if not vertebrae:
             raise ValueError("a patient's value needs at least one vertebra")
         bmd = float(np.mean([one.bmd_g_cm2 for one in vertebrae]))
-        tbs = float(np.mean([one.tbs for one in vertebrae]))
-        return self._with_interval(bmd, tbs, levels=len(vertebrae))
+        scores = [one.tbs for one in vertebrae if one.tbs is not None]
+        return self._with_interval(bmd, float(np.mean(scores)) if scores else None, levels=len(vertebrae))
 
-    def _with_interval(self, bmd: float, tbs: float, *, levels: int) -> Prediction:
+    def _with_interval(self, bmd: float, tbs: float | None = None, *, levels: int) -> Prediction:
         half = self.package.manifest.interval(levels)
-        return Prediction(
-            bmd,
-            (bmd - half.bmd_g_cm2, bmd + half.bmd_g_cm2),
-            tbs,
-            (tbs - half.tbs, tbs + half.tbs),
-        )
+        score = None if tbs is None or half.tbs is None else (tbs - half.tbs, tbs + half.tbs)
+        return Prediction(bmd, (bmd - half.bmd_g_cm2, bmd + half.bmd_g_cm2), tbs, score)
 
 
 def _example(config: InputConfig) -> Floats:

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from service.domain.states import RunStage
 from service.settings import MIB, Settings
 from service.store.engine import Store
-from service.workflow import models, training_work
+from service.workflow import models, training_files, training_work
 from service.workflow.clock import Clock, utc_now
 from service.workflow.packages import Kept, Library
 from service.workflow.people import By
@@ -32,15 +32,12 @@ from service.workflow.rules import policy_in_force
 from service.workflow.training import Lost, Outcome, free_bytes
 from service.workflow.training_work import Grip, RunClaim
 from service.workflow.work import StaleToken
+from worker.runner import BEATS_PER_LEASE, EXIT_ENDED, EXIT_RELEASED, Exit, Runner, Watch, leave
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 8.0  # to come to the end of a step; docker kills after 10
-EXIT_LATE = 70  # EX_SOFTWARE: the process was ended by its own watch
-EXIT_RELEASED = 0
 BEAT_SECONDS = 2.0  # at most: a cancellation is heard with a beat
-_BEATS_PER_LEASE = 3
-_TICK_SECONDS = 0.2
 
 
 class DiskLow(OSError):
@@ -58,7 +55,7 @@ class Ended(StrEnum):
     RELEASED = "released"  # given back at a shutdown
 
 
-class TrainingRunner:
+class TrainingRunner(Runner[Ended]):
     """Runs training runs with one worker's store and settings."""
 
     def __init__(
@@ -70,38 +67,26 @@ class TrainingRunner:
         stopping: threading.Event | None = None,
         clock: Clock = utc_now,
         grace_seconds: float = GRACE_SECONDS,
-        exit_process: Callable[[int], None] = os._exit,
+        exit_process: Exit = os._exit,
         beat: Beat = no_pulse,
     ) -> None:
-        self.store = store
-        self.settings = settings
-        self.worker = worker
-        self.stopping = stopping or threading.Event()
-        self.clock = clock
-        self.grace_seconds = grace_seconds
-        self.exit_process = exit_process
-        self.beat = beat
-        self.busy = False
-        self.idle_since: datetime | None = None  # None until it listens
-
-    def listening(self) -> None:
-        """Note that the process is ready for messages."""
-        self.idle_since = self.clock()
+        super().__init__(
+            store,
+            settings,
+            worker=worker,
+            grace_seconds=grace_seconds,
+            stopping=stopping,
+            clock=clock,
+            exit_process=exit_process,
+            beat=beat,
+        )
 
     def unheard(self, session: Session, since: datetime) -> bool:
         """Whether a run waits that was rung for since then."""
         return training_work.unheard(session, since=since)
 
-    def run(self, run_id: int) -> Ended:
-        """Claim, train, judge, record. A failure is written to the run, never raised into Celery."""
-        self.busy = True
-        try:
-            return self._run(run_id)
-        finally:
-            self.idle_since = self.clock()
-            self.busy = False
-
-    def _run(self, run_id: int) -> Ended:
+    def _run(self, number: int) -> Ended:
+        run_id = number
         if self.stopping.is_set():
             return Ended.NOT_CLAIMED
         with self.store.transaction() as session:
@@ -121,6 +106,8 @@ class TrainingRunner:
         with RunWatch(self, held) as watch:
             ended = self._train(held, watch)
         log.info("training run %d: %s", run_id, ended.value)
+        if ended is Ended.FINISHED:
+            self._tidy(run_id)
         return ended
 
     def _train(self, held: RunClaim, watch: RunWatch) -> Ended:
@@ -143,6 +130,15 @@ class TrainingRunner:
             return self._write(watch, Ended.FAILED, lambda s: training_work.give_up(s, held, text, self.clock()))
         except (Exception, SystemExit) as error:
             return self._fail(held, watch, error)
+
+    def _tidy(self, run_id: int) -> None:
+        """Remove crops and checkpoints; what remains (the disk is stubborn, the process killed) the steward removes."""
+        try:
+            removed = training_files.tidy(self.settings.training_dir / str(run_id))
+            with self.store.transaction() as session:
+                training_files.note(session, run_id, removed, self.clock())
+        except Exception:
+            log.exception("training run %d: its crops and checkpoints could not be removed", run_id)
 
     def _finish(self, session: Session, held: RunClaim, outcome: Outcome, kept: Kept) -> None:
         """The run is finished and its candidate stands in the registry with its verdict, or neither."""
@@ -189,31 +185,25 @@ class TrainingRunner:
             raise DiskLow(f"{free // MIB} MiB are free on the disk; a run needs {needed // MIB} MiB")
 
 
-class RunWatch:
-    """Watches over one run from a thread of its own; the run asks it after every step (worker.training.Watcher).
+class RunWatch(Watch):
+    """Watches over one run; the run asks it after every step (worker.training.Watcher).
 
-    A context manager around the work. `end` is called once, before the run's outcome is written: from then on the
+    `end` is called once, before the run's outcome is written: from then on the
     thread gives nothing back.
     """
 
     def __init__(self, runner: TrainingRunner, held: RunClaim) -> None:
+        super().__init__(
+            f"run-{held.run_id}",
+            grace_seconds=runner.grace_seconds,
+            beat_seconds=min(runner.settings.lease_seconds / BEATS_PER_LEASE, BEAT_SECONDS),
+        )
         self.lost_lease = False
         self.cancelled = False
         self.late = False
         self._asked_at = time.monotonic()
         self._runner = runner
         self._held = held
-        self._ended = threading.Event()
-        self._mutex = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name=f"run-{held.run_id}", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def end(self) -> bool:
         """Hold the thread off for good; True when the run is still this worker's to write."""
@@ -250,25 +240,16 @@ class RunWatch:
     def _must_stop(self) -> bool:
         return self.lost_lease or self.cancelled or self.late or self._runner.stopping.is_set()
 
-    def _watch(self) -> None:
+    def _ends_process(self, now: float) -> bool:
         runner = self._runner
-        beat_seconds = min(runner.settings.lease_seconds / _BEATS_PER_LEASE, BEAT_SECONDS)
-        next_beat = time.monotonic() + beat_seconds
-        exit_at: float | None = None
-        while not self._ended.wait(min(_TICK_SECONDS, beat_seconds)):
-            now = time.monotonic()
-            self.late = self.late or runner.clock() > self._held.deadline_at
-            if exit_at is None and (runner.stopping.is_set() or self.late):
-                exit_at = now + runner.grace_seconds
-            if exit_at is not None and now >= exit_at:
-                self._leave()
-                return
-            if now - self._asked_at > runner.settings.job_deadline_seconds:
-                self._abandon()
-                return
-            if now >= next_beat:
-                self._beat()
-                next_beat = time.monotonic() + beat_seconds
+        self.late = self.late or runner.clock() > self._held.deadline_at
+        if self._grace_is_over(now, wanted=runner.stopping.is_set() or self.late):
+            self._leave()
+            return True
+        if now - self._asked_at > runner.settings.job_deadline_seconds:
+            self._abandon()
+            return True
+        return False
 
     def _beat(self) -> None:
         runner = self._runner
@@ -286,8 +267,7 @@ class RunWatch:
     def _abandon(self) -> None:
         """No study and no step has come to its end for too long: end the process; the attempt counts."""
         log.critical("training run %d: hangs; this process ends", self._held.run_id)
-        logging.shutdown()
-        self._runner.exit_process(EXIT_LATE)
+        leave(self._runner.exit_process, EXIT_ENDED)
 
     def _leave(self) -> None:
         """The grace period is over and no step came to its end: give the run back and end the process."""
@@ -304,5 +284,4 @@ class RunWatch:
         except Exception:
             log.exception("training run %d: could not be given back; its lease will run out", held.run_id)
         log.warning("training run %d: this process ends in the midst of it", held.run_id)
-        logging.shutdown()
-        runner.exit_process(EXIT_LATE if late else EXIT_RELEASED)
+        leave(runner.exit_process, EXIT_ENDED if late else EXIT_RELEASED)

@@ -7,6 +7,8 @@ outcome in the run's folder, so a run that is taken up again goes on, and ends w
     package.run/                                  checkpoints
     package/                                      the candidate
     report/candidate/, report/champion/           it and the model in force on the locked patients
+
+The first two lines go when nothing can need them any more (`service.workflow.training_files`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Yoshida 2023 reports, per vertebra, Pearson's r of the network and of CT attenuation (HU, the comparator) with
 BMD and TBS, and per patient the detection of osteopenia (%YAM < 80), osteoporosis (%YAM < 70) and impaired
 microarchitecture (TBS <= 1.31). A patient's value is the mean over L1-L4. What a cohort can't tell is null,
-never invented: %YAM needs the young-adult mean of the cohort's own scanner and population. Statistics come
+never invented: %YAM needs the young-adult mean of the cohort's own scanner and population, and TBS a package that
+measures it and a cohort that knows it of every vertebra. Statistics come
 from scipy, statsmodels and scikit-learn.
 
     table        truth and estimates, a row per vertebra
@@ -37,7 +38,7 @@ from models.evaluation.statistics import (
     error_regression,
 )
 from models.evaluation.subgroups import by_group, coverage, detection_tests
-from models.evaluation.table import Array, Names, Table
+from models.evaluation.table import Array, Names, Table, told
 from models.evaluation.tasks import Task, make_tasks, percent_yam
 from models.package import Manifest, ModelPackage
 from models.training import Cohort, estimate_cohort, train_package
@@ -85,9 +86,11 @@ def evaluate(
         "model": package.name,
         "model_sha256": package.sha256,
         "synthetic_only": package.manifest.synthetic_only,
+        "targets": list(package.manifest.targets),
         "cohort": {
             "provenance": cohort.provenance,
             "seed": cohort.facts.get("seed"),
+            "tbs_known": table.tbs is not None,
             "sha256": cohort.sha256,
             "folds": None if folds is None else list(folds),
         },
@@ -140,12 +143,12 @@ def report(table: Table, manifest: Manifest | None, yam: tuple[Array, Array] | N
     """The figures of report.json. `yam` is (true, estimated) %YAM per patient."""
     tasks = make_tasks(table, yam)
     patients = len(table.first_rows)
-    means = {name: table.by_patient(values) for name, values in _quantities(table).items()}
-    per_patient = {
-        "bmd": agreement(means["bmd_dl"], means["bmd"]),
-        "tbs": agreement(means["tbs_dl"], means["tbs"]),
-        "hu_bmd": association(means["hu"], means["bmd"]),
-        "hu_tbs": association(means["hu"], means["tbs"]),
+    means = {name: told(table.by_patient, values) for name, values in _quantities(table).items()}
+    per_patient: dict[str, Any] = {
+        "bmd": told(agreement, means["bmd_dl"], means["bmd"]),
+        "tbs": told(agreement, means["tbs_dl"], means["tbs"]),
+        "hu_bmd": told(association, means["hu"], means["bmd"]),
+        "hu_tbs": told(association, means["hu"], means["tbs"]),
         **_compared(table, lambda values: table.by_patient(values), None),
         **{name: None if task is None else _detected(task) for name, task in tasks.items()},
     }
@@ -154,9 +157,9 @@ def report(table: Table, manifest: Manifest | None, yam: tuple[Array, Array] | N
         "n_vertebrae": len(table.bmd),
         "per_vertebra": {
             "bmd": agreement(table.bmd_dl, table.bmd, table.patients),
-            "tbs": agreement(table.tbs_dl, table.tbs, table.patients),
+            "tbs": told(agreement, table.tbs_dl, table.tbs, patients=table.patients),
             "hu_bmd": association(table.hu, table.bmd, table.patients),
-            "hu_tbs": association(table.hu, table.tbs, table.patients),
+            "hu_tbs": told(association, table.hu, table.tbs, patients=table.patients),
             **_compared(table, lambda values: values, table.patients),
         },
         "per_patient": per_patient,
@@ -166,19 +169,22 @@ def report(table: Table, manifest: Manifest | None, yam: tuple[Array, Array] | N
         "regression": _regressions(table),
         "calibration": {
             "bmd": calibration(table.bmd_dl, table.bmd),
-            "tbs": calibration(table.tbs_dl, table.tbs),
+            "tbs": told(calibration, table.tbs_dl, table.tbs),
         },
         "intervals": None if manifest is None else coverage(table, manifest),
-        "power": {name: correlation_power(per_patient[name]["r"], patients) for name in ("bmd", "tbs", "hu_bmd")},
+        "power": {
+            name: None if per_patient[name] is None else correlation_power(per_patient[name]["r"], patients)
+            for name in ("bmd", "tbs", "hu_bmd")
+        },
         "paper_sized": paper_sized(
             table, {name: (task.truth, task.score) for name, task in tasks.items() if task is not None}
         ),
-        "distribution": {name: distribution(values) for name, values in _quantities(table).items()},
-        "distribution_per_patient": {name: distribution(values) for name, values in means.items()},
+        "distribution": {name: told(distribution, values) for name, values in _quantities(table).items()},
+        "distribution_per_patient": {name: told(distribution, values) for name, values in means.items()},
     }
 
 
-def _quantities(table: Table) -> dict[str, Array]:
+def _quantities(table: Table) -> dict[str, Array | None]:
     return {"bmd": table.bmd, "tbs": table.tbs, "hu": table.hu, "bmd_dl": table.bmd_dl, "tbs_dl": table.tbs_dl}
 
 
@@ -188,7 +194,7 @@ def _compared(table: Table, view: Callable[[Array], Array], patients: Names | No
     for name in ("gbm_bmd", "gbm_tbs", "oracle_bmd", "oracle_tbs", "midline_oracle_bmd", "midline_oracle_tbs"):
         estimate = table.comparators.get(name)
         truth = table.bmd if name.endswith("bmd") else table.tbs
-        found[name] = None if estimate is None else agreement(view(estimate), view(truth), patients)
+        found[name] = told(agreement, told(view, estimate), told(view, truth), patients=patients)
     return found
 
 
@@ -203,16 +209,17 @@ _OTHERS = ("hu", "gbm", "oracle")
 def _regressions(table: Table) -> dict[str, Any]:
     """The paper's Table 5, per vertebra: the error on age, sex, BMI, vendor and, where known, the interval."""
     groups = {name: table.groups[name] for name in ("sex", "vendor") if name in table.groups}
+    errors = {"bmd": table.bmd_dl - table.bmd, "tbs": told(np.subtract, table.tbs_dl, table.tbs)}
     return {
-        "bmd": error_regression(table.bmd_dl - table.bmd, table.patients, table.numbers, groups),
-        "tbs": error_regression(table.tbs_dl - table.tbs, table.patients, table.numbers, groups),
+        name: None if error is None else error_regression(error, table.patients, table.numbers, groups)
+        for name, error in errors.items()
     }
 
 
 def make_table(
     cohort: Cohort, chosen: npt.NDArray[np.int64], predicted: Array, comparators: Comparators | None = None
 ) -> Table:
-    """The chosen vertebrae of a cohort beside their predictions [chosen, 2] (BMD g/cm2, TBS)."""
+    """The chosen vertebrae of a cohort beside their predictions [chosen, targets] (BMD g/cm2 and, maybe, TBS)."""
     rows = [cohort.rows[index] for index in chosen]
     known = [name for name in ("age", "bmi", "interval_days") if all(row.get(name) for row in rows)]
     numbers = {name: np.array([float(row[name]) for row in rows]) for name in known}  # no CT tells a BMI, for one
@@ -224,14 +231,15 @@ def make_table(
         values = numbers.get("interval_days" if name == "interval" else name)
         if values is not None:
             groups[name] = np.where(values <= _patients_median(values, patients), below, above)
-    truth = {name: np.array([float(row[name]) for row in rows]) for name in ("bmd_g_cm2", "tbs", "hu")}
+    known = [name for name in ("bmd_g_cm2", "tbs", "hu") if name != "tbs" or all(row[name] for row in rows)]
+    truth = {name: np.array([float(row[name]) for row in rows]) for name in known}
     return Table(
         patients=patients,
         bmd=truth["bmd_g_cm2"],
-        tbs=truth["tbs"],
+        tbs=truth.get("tbs"),
         hu=truth["hu"],
         bmd_dl=predicted[:, 0],
-        tbs_dl=predicted[:, 1],
+        tbs_dl=predicted[:, 1] if predicted.shape[1] > 1 else None,
         groups=groups,
         numbers=numbers,
         comparators={} if comparators is None else comparators.estimates,

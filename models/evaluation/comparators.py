@@ -56,12 +56,16 @@ class Examples:
     """Vertebrae to fit on, or to estimate: features (or parameters), truth, and whose they are."""
 
     values: Array  # [vertebrae, columns]
-    targets: Array  # [vertebrae, 2]: BMD g/cm2, TBS
+    targets: Array  # [vertebrae, 2]: BMD g/cm2, TBS (NaN where it is not known)
     patients: Names
 
     def of(self, columns: list[int]) -> "Examples":
         """The same vertebrae with these columns alone."""
         return Examples(self.values[:, columns], self.targets, self.patients)
+
+    def knows(self, column: int) -> bool:
+        """Whether every vertebra has this target."""
+        return not np.isnan(self.targets[:, column]).any()
 
     @property
     def folds(self) -> GroupKFold | None:
@@ -143,7 +147,12 @@ def _slab_examples(cohort: Cohort, chosen: Ints) -> Examples:
 
 
 def _estimates(make: Callable[[], BaseEstimator], seen: Examples, learn: Examples | None, column: int) -> Array | None:
-    """Fitted on `learn` and applied to `seen`, or cross-fitted in `seen`; None where that is too small."""
+    """Fitted on `learn` and applied to `seen`, or cross-fitted in `seen`; None where that is too small.
+
+    None too where not every vertebra that would be learned from has the target.
+    """
+    if not (learn or seen).knows(column):
+        return None
     told = np.flatnonzero(~np.isnan((learn or seen).values).all(axis=0)).tolist()  # no CT tells a BMI, for one
     seen, learn = seen.of(told), None if learn is None else learn.of(told)
     with threadpool_limits(1):  # a few thousand rows: threads that wait for each other cost more than they do
@@ -198,7 +207,7 @@ def _oracle(name: str, seen: Examples, learn: Examples | None, estimates: dict[s
     account: dict[str, Any] = {"model_bmd": None, "model_tbs": None}
     judged = learn or seen
     for column, target in enumerate(("bmd", "tbs")):
-        if judged.folds is None:
+        if judged.folds is None or not judged.knows(column):
             continue
         makers = {"gradient boosting": _boosting, "ridge": _ridge}
         crossed = {name: _estimates(make, judged, None, column) for name, make in makers.items()}

@@ -45,10 +45,10 @@ class KeyFigure:
 def key_figures(document: Mapping[str, Any]) -> list[KeyFigure]:
     """What the page says first."""
     vertebra, patient = document["per_vertebra"], document["per_patient"]
-    figures = [
-        KeyFigure(label, "r", vertebra[name]["r"], vertebra[name]["r_ci_patient"], PRINTED_R[name], 0.0)
-        for name, label in (("bmd", "BMD with DXA, per vertebra"), ("tbs", "TBS with DXA, per vertebra"))
-    ]
+    figures = []
+    for name, label in (("bmd", "BMD with DXA, per vertebra"), ("tbs", "TBS with DXA, per vertebra")):
+        found = vertebra[name] or {"r": None, "r_ci_patient": None}
+        figures.append(KeyFigure(label, "r", found["r"], found["r_ci_patient"], PRINTED_R[name], 0.0))
     for name, label in (("osteopenia", "Osteopenia, per patient"), ("osteoporosis", "Osteoporosis, per patient")):
         found = patient[name] or {"auc": None, "auc_ci": None}
         figures.append(KeyFigure(label, "AUC", found["auc"], found["auc_ci"], PRINTED_AUC[name][0], 0.5))
@@ -72,8 +72,16 @@ def page(document: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
         printed_auc=PRINTED_AUC,
         printed_percent=PRINTED_PERCENT,
         plots={name: base64.b64encode(picture).decode("ascii") for name, picture in plots.items()},
+        no_tbs=no_tbs(document),
         people="digital patients" if document["cohort"]["provenance"] == "digital" else "patients of a site",
     )
+
+
+def no_tbs(document: Mapping[str, Any]) -> str | None:
+    """Why the report tells nothing of TBS; None where it does."""
+    if "tbs" not in document.get("targets", ("tbs",)):
+        return "TBS not measured by this model"
+    return None if document["per_vertebra"]["tbs"] else "this cohort does not know TBS of every vertebra"
 
 
 def number(value: float | None, digits: int = 2) -> str:

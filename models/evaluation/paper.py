@@ -66,12 +66,13 @@ def paper_sized(table: Table, tasks: Mapping[str, tuple[Bools, Array]]) -> dict[
         "hu_bmd": (table.hu, table.bmd),
         "hu_tbs": (table.hu, table.tbs),
     }
+    known = {name: (x, y) for name, (x, y) in pairs.items() if x is not None and y is not None}
     correlations = {
         name: {
             "first": association(x[first], y[first], table.patients[first]),
             "range": percentiles(resampled_correlations(x, y, table.codes, copies)),
         }
-        for name, (x, y) in pairs.items()
+        for name, (x, y) in known.items()
     }
     start = np.zeros((1, count))
     start[0, :TEST_PATIENTS] = 1

@@ -42,12 +42,11 @@ def draw_plots(document: Mapping[str, Any], table: Table, tasks: Mapping[str, Ta
 
 def _scatter(table: Table) -> bytes:
     """Estimates against truth: the network's BMD and TBS, and the comparator."""
-    figure, axes = _canvas(3, (13.5, 4.4))
-    panels = (
-        ("Network: BMD", table.bmd, table.bmd_dl, "BMD by DXA (g/cm²)", "BMD estimated (g/cm²)", NETWORK),
-        ("Network: TBS", table.tbs, table.tbs_dl, "TBS by DXA", "TBS estimated", NETWORK),
-        ("Comparator: CT attenuation", table.bmd, table.hu, "BMD by DXA (g/cm²)", "HU", COMPARED),
-    )
+    panels = [("Network: BMD", table.bmd, table.bmd_dl, "BMD by DXA (g/cm²)", "BMD estimated (g/cm²)", NETWORK)]
+    if table.tbs is not None and table.tbs_dl is not None:
+        panels.append(("Network: TBS", table.tbs, table.tbs_dl, "TBS by DXA", "TBS estimated", NETWORK))
+    panels.append(("Comparator: CT attenuation", table.bmd, table.hu, "BMD by DXA (g/cm²)", "HU", COMPARED))
+    figure, axes = _canvas(len(panels), (4.5 * len(panels), 4.4))
     for one, (title, x, y, x_label, y_label, colour) in zip(axes, panels, strict=True):
         r = association(y, x)["r"]
         one.scatter(x, y, s=9, alpha=_alpha(len(x)), color=colour, edgecolors="none")
@@ -59,8 +58,10 @@ def _scatter(table: Table) -> bytes:
 
 def _bland_altman(table: Table) -> bytes:
     """Error against the mean of estimate and truth, with the bias and the limits of agreement."""
-    figure, axes = _canvas(2, (11, 4.2))
-    panels = (("BMD (g/cm²)", table.bmd_dl, table.bmd), ("TBS", table.tbs_dl, table.tbs))
+    panels = [("BMD (g/cm²)", table.bmd_dl, table.bmd)]
+    if table.tbs is not None and table.tbs_dl is not None:
+        panels.append(("TBS", table.tbs_dl, table.tbs))
+    figure, axes = _canvas(len(panels), (5.5 * len(panels), 4.2))
     for one, (title, estimate, truth) in zip(axes, panels, strict=True):
         one.scatter(
             (estimate + truth) / 2, estimate - truth, s=9, alpha=_alpha(len(truth)), color=NETWORK, edgecolors="none"
@@ -117,9 +118,11 @@ def _roc(tasks: Mapping[str, Task], per_patient: Mapping[str, Any]) -> bytes:
 
 def _calibration(figures: Mapping[str, Any]) -> bytes:
     """Mean truth against mean estimate in bins of equal size."""
-    figure, axes = _canvas(2, (11, 4.2))
-    for one, (target, unit) in zip(axes, (("bmd", "BMD (g/cm²)"), ("tbs", "TBS")), strict=True):
-        found = figures[target]
+    units = {"bmd": "BMD (g/cm²)", "tbs": "TBS"}
+    known = {target: found for target in units if (found := figures[target]) is not None}
+    figure, axes = _canvas(len(known), (5.5 * len(known), 4.2))
+    for one, (target, found) in zip(axes, known.items(), strict=True):
+        unit = units[target]
         x = np.array([part["estimate"] for part in found["bins"]])
         y = np.array([part["truth"] for part in found["bins"]])
         _diagonal(one, x, y)
@@ -132,12 +135,13 @@ def _calibration(figures: Mapping[str, Any]) -> bytes:
 def _subgroups(subgroups: Mapping[str, Any]) -> bytes:
     """r and mean error of every subgroup, with the intervals over patients."""
     rows = [(f"{factor}: {name}", found) for factor, groups in subgroups.items() for name, found in groups.items()]
-    figure, axes = _canvas(3, (13.5, 1.3 + 0.32 * len(rows)))
-    panels = (
+    panels = [
         ("BMD: r", "bmd", "r", "r_ci_patient"),
         ("BMD: mean error (g/cm²)", "bmd", "mean_error", "mean_error_ci_patient"),
-        ("TBS: r", "tbs", "r", "r_ci_patient"),
-    )
+    ]
+    if all(found["tbs"] is not None for _, found in rows):
+        panels.append(("TBS: r", "tbs", "r", "r_ci_patient"))
+    figure, axes = _canvas(len(panels), (4.5 * len(panels), 1.3 + 0.32 * len(rows)))
     for one, (title, target, value, interval) in zip(axes, panels, strict=True):
         for row, (_, found) in enumerate(rows):
             if found[target][value] is None:

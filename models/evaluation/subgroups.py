@@ -9,9 +9,9 @@ from statsmodels.stats.multitest import multipletests
 
 from models.evaluation.detection import area, called_rates, wilson
 from models.evaluation.statistics import agreement, association
-from models.evaluation.table import Bools, Table
+from models.evaluation.table import Array, Bools, Table, told
 from models.evaluation.tasks import Task
-from models.package import Manifest
+from models.package import Interval, Manifest
 
 FEWEST_EXPECTED = 5  # Cochran 1954: the chi-squared approximation wants expected counts of at least 5
 
@@ -30,9 +30,9 @@ def _group(table: Table, rows: Bools, tasks: Mapping[str, Task | None], manifest
     return {
         "n_patients": int(members.sum()),
         "bmd": agreement(part.bmd_dl, part.bmd, part.patients),
-        "tbs": agreement(part.tbs_dl, part.tbs, part.patients),
+        "tbs": told(agreement, part.tbs_dl, part.tbs, patients=part.patients),
         "hu_bmd": association(part.hu, part.bmd, part.patients),
-        "hu_tbs": association(part.hu, part.tbs, part.patients),
+        "hu_tbs": told(association, part.hu, part.tbs, patients=part.patients),
         "intervals": None if manifest is None else coverage(part, manifest),
         "detection": {
             name: None
@@ -82,16 +82,33 @@ def _chi_squared(labels: Any, right: Bools) -> dict[str, Any]:
 
 def coverage(table: Table, manifest: Manifest) -> dict[str, Any]:
     """Share of true values inside the package's prediction intervals, with patients' Wilson intervals."""
-    one = manifest.interval(1)
-    widths = [manifest.interval(int(count)) for count in np.bincount(table.codes)]
-    bmd_in = np.abs(table.by_patient(table.bmd_dl - table.bmd)) <= np.array([width.bmd_g_cm2 for width in widths])
-    tbs_in = np.abs(table.by_patient(table.tbs_dl - table.tbs)) <= np.array([width.tbs for width in widths])
-    return {
-        "level": manifest.interval_level,
-        "bmd_coverage": float((np.abs(table.bmd_dl - table.bmd) <= one.bmd_g_cm2).mean()),
-        "tbs_coverage": float((np.abs(table.tbs_dl - table.tbs) <= one.tbs).mean()),
-        "patient_bmd_coverage": float(bmd_in.mean()),
-        "patient_tbs_coverage": float(tbs_in.mean()),
-        "patient_bmd_coverage_ci": wilson(int(bmd_in.sum()), len(bmd_in)),
-        "patient_tbs_coverage_ci": wilson(int(tbs_in.sum()), len(tbs_in)),
-    }
+    widths = [manifest.interval(levels) for levels in range(1, int(np.bincount(table.codes).max()) + 1)]
+    found: dict[str, Any] = {"level": manifest.interval_level}
+    tbs_error = told(np.subtract, table.tbs_dl, table.tbs)
+    for name, error in (("bmd", table.bmd_dl - table.bmd), ("tbs", tbs_error)):
+        found |= _held(name, table, error, [_half(one, name) for one in widths])
+    return found
+
+
+def _half(interval: Interval, name: str) -> float | None:
+    return interval.bmd_g_cm2 if name == "bmd" else interval.tbs
+
+
+def _held(name: str, table: Table, error: Array | None, halves: list[float | None]) -> dict[str, Any]:
+    """How often the half-widths of a mean over 1, 2... vertebrae hold; null without them, or without the error."""
+    of_levels = np.array([np.nan if half is None else half for half in halves])
+    names = (f"{name}_coverage", f"patient_{name}_coverage", f"patient_{name}_coverage_ci")
+    if error is None or np.isnan(of_levels).any():
+        return dict.fromkeys(names)
+    inside = np.abs(table.by_patient(error)) <= of_levels[np.bincount(table.codes) - 1]
+    return dict(
+        zip(
+            names,
+            (
+                float((np.abs(error) <= of_levels[0]).mean()),
+                float(inside.mean()),
+                wilson(int(inside.sum()), len(inside)),
+            ),
+            strict=True,
+        )
+    )

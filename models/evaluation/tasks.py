@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.evaluation.table import Array, Bools, Names, Table
+from models.evaluation.table import Array, Bools, Names, Table, told
 
 TBS_IMPAIRED = 1.31  # Yoshida 2023: TBS <= 1.31
 OSTEOPENIA_YAM = 80.0  # Yoshida 2023: %YAM < 80
@@ -24,16 +24,13 @@ class Task:
 
 
 def make_tasks(table: Table, yam: tuple[Array, Array] | None) -> dict[str, Task | None]:
-    """The three tasks; those by %YAM are None without `yam`, (true, estimated) %YAM per patient."""
+    """The three tasks; None is what cannot be told: TBS, or %YAM without `yam`, (true, estimated) per patient."""
     others = {"hu": -table.by_patient(table.hu)}
-    seen = table.by_patient(table.tbs_dl)
-    tbs = Task(
-        table.by_patient(table.tbs) <= TBS_IMPAIRED,
-        seen <= TBS_IMPAIRED,
-        -seen,
-        others | {name: -found for name, found in _by_patient(table, "tbs").items()},
-        "TBS",
-    )
+    true, seen = told(table.by_patient, table.tbs), told(table.by_patient, table.tbs_dl)
+    tbs = None
+    if true is not None and seen is not None:
+        more = {name: -found for name, found in _by_patient(table, "tbs").items()}
+        tbs = Task(true <= TBS_IMPAIRED, seen <= TBS_IMPAIRED, -seen, others | more, "TBS")
     tasks: dict[str, Task | None] = {"osteopenia": None, "osteoporosis": None}
     if yam is not None:
         true, estimated = yam

@@ -21,7 +21,7 @@ LEVELS = 4
 
 
 def conformal_intervals(errors: Floats, patients: npt.NDArray[np.str_]) -> tuple[Interval, ...]:
-    """Conformal half-widths of the mean over 1..4 vertebrae of a patient, from held-out errors [n, 2].
+    """Conformal half-widths of the mean over 1..4 vertebrae of a patient, from held-out errors [n, targets].
 
     The quantile is the ceil((n + 1) * 0.9)-th smallest absolute error. Means over fewer than four use the
     patient's consecutive vertebrae, one mean a patient, so that n counts exchangeable patients; single
@@ -34,8 +34,8 @@ def conformal_intervals(errors: Floats, patients: npt.NDArray[np.str_]) -> tuple
         means = errors if levels == 1 else np.array([group[:levels].mean(axis=0) for group in enough])
         if len(means) == 0:
             continue
-        width = _conformal_quantile(np.abs(means))
-        intervals.append(Interval(levels, float(width[0]), float(width[1])))
+        width = [float(one) for one in _conformal_quantile(np.abs(means))]
+        intervals.append(Interval(levels, width[0], width[1] if len(width) > 1 else None))
     return tuple(intervals)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from models.package import BMD_ALONE, TARGETS
 from models.resnet50 import Floats
 
 Ints = npt.NDArray[np.int64]
@@ -31,7 +32,7 @@ class Cohort:
     """
 
     slabs: npt.NDArray[np.int16]  # [vertebrae, mask variants, slabs, size, size] HU
-    targets: Floats  # [vertebrae, 2]: BMD g/cm2, TBS
+    targets: Floats  # [vertebrae, 2]: BMD g/cm2, TBS (NaN where the DXA told none)
     hu: Floats  # [vertebrae] the comparator
     patients: npt.NDArray[np.str_]  # [vertebrae]
     folds: Ints  # [vertebrae], 0..9, one per patient
@@ -51,8 +52,8 @@ class Cohort:
                 arrays[name] = stored["hu"]
         return cls(
             slabs=np.stack([arrays[row["slabs"]][int(row["index"])] for row in rows]),
-            targets=_column(rows, "bmd_g_cm2", "tbs"),
-            hu=_column(rows, "hu")[:, 0],
+            targets=np.stack([_column(rows, "bmd_g_cm2"), _column(rows, "tbs", absent=np.nan)], axis=1),
+            hu=_column(rows, "hu"),
             patients=np.array([row["patient_id"] for row in rows]),
             folds=np.array([int(row["fold"]) for row in rows]),
             rows=rows,
@@ -72,6 +73,19 @@ class Cohort:
             digest.update(np.ascontiguousarray(array).data)
         digest.update("\n".join(self.patients).encode())
         return digest.hexdigest()
+
+    def truth(self, targets: tuple[str, ...], chosen: Ints | slice = slice(None)) -> Floats:
+        """[chosen, targets] of these targets alone.
+
+        Raises:
+            ValueError: a chosen vertebra has no value of one of them.
+        """
+        found: Floats = self.targets[chosen][:, [TARGETS.index(target) for target in targets]]
+        missing = int(np.isnan(found).any(axis=1).sum())
+        if missing:
+            told = f"{missing} of {len(found)} vertebrae of the cohort have no {' and '.join(targets)}"
+            raise ValueError(f"{told}: a configuration may take {BMD_ALONE[0]} alone as its targets")
+        return found
 
     def where(self, folds: tuple[int, ...]) -> Ints:
         """Indices of the vertebrae whose patients are in these folds."""
@@ -104,5 +118,8 @@ def write_cohort(folder: Path, rows: Sequence[Mapping[str, object]], facts: Mapp
     draft.replace(folder / "cohort.json")
 
 
-def _column(rows: tuple[Mapping[str, str], ...], *names: str) -> Floats:
-    return np.array([[float(row[name]) for name in names] for row in rows], dtype=np.float32)
+def _column(rows: tuple[Mapping[str, str], ...], name: str, absent: float | None = None) -> Floats:
+    """The numbers of a column; `absent` stands for an empty cell, which else is no number."""
+    return np.array(
+        [absent if row[name] == "" and absent is not None else float(row[name]) for row in rows], np.float32
+    )

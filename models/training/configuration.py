@@ -12,7 +12,8 @@ Four configurations ship (models/configurations):
   a warm-up and a cosine, averaged weights of the last epoch, and a readout that weighs its answers with measures.
 - `osteogate-fine-tune`, the same for a run that starts with trained networks: a tenth of the learning rate, 20 epochs.
 
-A copy of either with changed lines is a configuration too.
+Any of them with `"targets": ["bmd_g_cm2"]` learns BMD alone, for a site whose DXA tells no TBS. A copy of either with
+changed lines is a configuration too.
 """
 
 import json
@@ -23,7 +24,7 @@ from typing import Any, Literal, Self, get_args
 
 import models
 from models.inputs import InputConfig
-from models.package import TARGETS, TestTime
+from models.package import BMD_ALONE, TARGETS, TestTime
 from models.resnet50 import WantedPrecision, check_input
 from models.training.cohort import TENTHS
 
@@ -75,6 +76,7 @@ class TrainingConfig:
     name: str = "reference"
     version: str = "0.4.0"
     architecture: str = "resnet50"
+    targets: tuple[str, ...] = TARGETS  # or BMD_ALONE
     heads: Heads = "joint"  # "separate": a network per target
     seed: int = 1
     cross_folds: int = 1  # by patient; fold f of 5 validates on tenths 2f and 2f + 1
@@ -106,6 +108,8 @@ class TrainingConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if self.targets not in (TARGETS, BMD_ALONE):
+            raise ValueError(f"targets must be {' and '.join(TARGETS)}, or {BMD_ALONE[0]} alone")
         if self.slab_images not in (1, 3) or (self.slab_images == 3 and self.input.slabs != 1):
             raise ValueError("slab_images must be 1, or 3 for a network that sees one slab")
         if self.test_time == "exchange-sides" and self.input.slabs == 1:
@@ -134,7 +138,7 @@ class TrainingConfig:
         if unknown:
             raise ValueError(f"unknown training settings: {', '.join(sorted(unknown))}")
         plain = dict(values)
-        for name in ("validation_folds", "calibration_folds"):
+        for name in ("targets", "validation_folds", "calibration_folds"):
             if name in plain:
                 plain[name] = tuple(plain[name])
         if "input" in plain:
@@ -143,14 +147,15 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        if not self.start_from:  # so that runs and packages from before fine-tuning read the same
-            del values["start_from"]
+        for name in ("start_from", "targets"):  # so that runs and packages from before either read the same
+            if values[name] == self.__dataclass_fields__[name].default:
+                del values[name]
         return values
 
     @property
     def members(self) -> tuple[MemberPlan, ...]:
         """The networks in the order of their training: fold by fold, within it target by target."""
-        learned = (TARGETS,) if self.heads == "joint" else tuple((target,) for target in TARGETS)
+        learned = (self.targets,) if self.heads == "joint" else tuple((target,) for target in self.targets)
         plans = []
         for fold in range(self.cross_folds):
             share = TENTHS // self.cross_folds

@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.inputs import InputConfig, network_input
-from models.package import TARGETS, ModelPackage
+from models.package import TARGETS, Member, ModelPackage
 from models.resnet50 import (
     BonePredictor,
     Floats,
@@ -163,11 +163,12 @@ def start(
     channels = config.input.channels
     network = BonePredictor(NetworkConfig(config.architecture, plan.targets, channels, config.norm_momentum))
     if initial is None:
-        truth = cohort.targets[cohort.where(plan.training)][:, _columns(plan)]
+        truth = cohort.truth(plan.targets, cohort.where(plan.training))
         network.target_mean.copy_(torch.from_numpy(truth.mean(axis=0)))
         network.target_std.copy_(torch.from_numpy(np.maximum(truth.std(axis=0), 1e-3)))
     else:
-        load_tensors(network, initial.weights(_member_for(plan, initial)))
+        member = _member_for(plan, config, initial)
+        load_tensors(network, _answering(initial.weights(member.file), member.targets, plan.targets))
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decaying = [weight for weight in network.parameters() if weight.ndim > 1]
     others = [weight for weight in network.parameters() if weight.ndim <= 1]
@@ -198,15 +199,28 @@ def check_start(config: TrainingConfig, initial: ModelPackage | None) -> None:
         if wanted != there:
             raise ValueError(f"{initial.name} has another {name} than the configuration: it can't be fine-tuned so")
     for plan in config.members:
-        _member_for(plan, initial)
+        _member_for(plan, config, initial)
 
 
-def _member_for(plan: MemberPlan, initial: ModelPackage) -> str:
-    """The file of the package's network that this one starts with; of several the folds take turns."""
-    files = [one.file for one in initial.manifest.members if set(one.targets) == set(plan.targets)]
-    if not files:
+def _member_for(plan: MemberPlan, config: TrainingConfig, initial: ModelPackage) -> Member:
+    """The package's network that this one starts with; of several the folds take turns.
+
+    A run that learns BMD alone goes on with a network of both as well, without its answer for TBS.
+    """
+    wanted = set(config.targets)
+    found = [one for one in initial.manifest.members if wanted & set(one.targets) == set(plan.targets)]
+    if not found:
         raise ValueError(f"{initial.name} has no network for {' and '.join(plan.targets)} alone: it has other heads")
-    return files[plan.fold % len(files)]
+    return found[plan.fold % len(found)]
+
+
+def _answering(
+    tensors: dict[str, npt.NDArray[np.float32]], has: tuple[str, ...], wanted: tuple[str, ...]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """A network's tensors with the answers for the wanted targets alone, in their order."""
+    rows = [has.index(target) for target in wanted]
+    answers = ("head.weight", "head.bias", "target_mean", "target_std")
+    return {name: tensor[rows] if name in answers else tensor for name, tensor in tensors.items()}
 
 
 def train_member(
@@ -373,12 +387,13 @@ def train(
     configuration names by its hash. Returns every network that has been trained so far.
 
     Raises:
-        ValueError: `work` holds another run, or one that `resume` was not asked to go on with; or the package to start
-            with doesn't fit.
+        ValueError: `work` holds another run, or one that `resume` was not asked to go on with; a vertebra has no value
+            of a target; or the package to start with doesn't fit.
         Interrupted: `watch` said so after a step.
     """
     device = device or torch.device("cpu")
     config = resolved(config, device)
+    cohort.truth(config.targets)
     check_start(config, initial)
     if unknown := set(folds or ()) - {plan.fold for plan in config.members}:
         raise ValueError(f"there is no fold {min(unknown)}: they are 0 to {config.cross_folds - 1}")

@@ -14,8 +14,8 @@ from scipy import stats
 
 from models.measures import NAMES
 from models.package import (
+    BMD_ALONE,
     READOUT,
-    TARGETS,
     WEIGHTS,
     Manifest,
     Member,
@@ -35,10 +35,12 @@ from models.training.loop import (
     never_stop,
     predict_cohort,
     resolved,
+    short,
     train,
 )
 from models.training.readout import cohort_columns, weigh
 
+NOT_MEASURED = "not measured"
 FLAT_SHARE = 0.2  # of the curve, at its end
 FLAT_POINTS = 5  # a line through fewer says nothing
 FLAT_FALL = 0.05  # of the best epoch's loss; ours
@@ -73,8 +75,9 @@ def train_package(
     its run began gets the same package, hash and all, however often the run was taken up again.
 
     Raises:
-        ValueError: the configuration or the run to resume is not there, no network of some target is yet, the package
-            to start with doesn't fit, or the calibration cohort is of another kind or shares a patient.
+        ValueError: the configuration or the run to resume is not there, no network of some target is yet, a cohort has
+            no value of a target, the package to start with doesn't fit, or the calibration cohort is of another kind
+            or shares a patient.
         Interrupted: `watch`, asked after every step, said that it shall stop; `resume` goes on.
         PackageError: a finished package is at `out`.
     """
@@ -84,7 +87,7 @@ def train_package(
     device = device or torch.device("cpu")
     config = resolved(config, device)
     cohort = Cohort.read(cohort_dir)
-    calibration = None if calibration_dir is None else apart(Cohort.read(calibration_dir), cohort)
+    calibration = None if calibration_dir is None else apart(Cohort.read(calibration_dir), cohort, config.targets)
     trained = train(
         cohort,
         config,
@@ -101,8 +104,9 @@ def train_package(
     return package_run(trained, cohort, config, out, device=device, calibration=calibration, created=created)
 
 
-def apart(calibration: Cohort, cohort: Cohort) -> Cohort:
-    """The calibration cohort, where it is of the same kind and nobody in it was learned from."""
+def apart(calibration: Cohort, cohort: Cohort, targets: tuple[str, ...]) -> Cohort:
+    """The calibration cohort, where it is of the same kind, knows the targets, and nobody in it was learned from."""
+    calibration.truth(targets)
     if calibration.provenance != cohort.provenance:
         raise ValueError(f"{calibration.provenance} patients can't set the intervals of {cohort.provenance} ones")
     shared = set(calibration.patients) & set(cohort.patients)
@@ -123,7 +127,7 @@ def package_run(
 ) -> ModelPackage:
     """Each network's kept epoch, with intervals from patients that its errors were not trained on."""
     kept = [one for one in trained if one.best]
-    for target in TARGETS:
+    for target in config.targets:
         if not any(target in one.plan.targets for one in kept):
             raise ValueError(f"no package yet: no network of {target} has finished an epoch; resume the run")
     device = device or torch.device("cpu")
@@ -136,18 +140,18 @@ def package_run(
     readout = weigh(_together(kept, config, device), cohort, config, device)
     if readout is not None:
         predicted = readout.of_columns(cohort_columns(judges, judged, predicted)).astype(np.float32)
-    errors = predicted - judges.targets[judged]
+    errors = predicted - judges.truth(config.targets, judged)
     files = {one.plan.name: WEIGHTS if len(config.members) == 1 else f"{one.plan.name}.safetensors" for one in kept}
     finished = len(kept) == len(config.members) and all(one.finished for one in kept)
     manifest = Manifest(
         name=config.name,
         version=config.version,
         architecture=config.architecture,
-        targets=TARGETS,
+        targets=config.targets,
         input=config.input.to_dict(),
         training={**_training(trained, cohort, config, calibration), "readout": readout and READOUT},
         synthetic_only=cohort.provenance == "digital",
-        metrics={"calibration": metrics(judged, predicted, judges)},
+        metrics={"calibration": metrics(judged, predicted, judges, config.targets)},
         intervals=conformal_intervals(errors, judges.patients[judged]),
         interval_level=COVERAGE,
         created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -172,15 +176,15 @@ def package_run(
 def _held_out(
     kept: Sequence[Trained], cohort: Cohort, config: TrainingConfig, device: torch.device
 ) -> tuple[Ints, Floats]:
-    """(vertebrae, predictions [vertebrae, 2]) that calibrate: split or cross, see calibration.py."""
+    """(vertebrae, predictions [vertebrae, targets]) that calibrate: split or cross, see calibration.py."""
     if config.calibration == "split":
         held_out = cohort.where(config.calibration_folds)
         network = _together(kept, config, device)
         return held_out, predict_cohort(network, cohort, held_out, config.input, "fp32", device)
-    predicted = np.full((len(cohort.patients), len(TARGETS)), np.nan, dtype=np.float32)
+    predicted = np.full((len(cohort.patients), len(config.targets)), np.nan, dtype=np.float32)
     for fold in dict.fromkeys(one.plan.fold for one in kept):
         members = [one for one in kept if one.plan.fold == fold]
-        if {target for one in members for target in one.plan.targets} != set(TARGETS):
+        if {target for one in members for target in one.plan.targets} != set(config.targets):
             continue  # this fold's networks are not all there yet
         unseen = cohort.where(members[0].plan.validation)
         network = _together(members, config, device)
@@ -192,22 +196,21 @@ def _held_out(
 
 
 def _together(members: Sequence[Trained], config: TrainingConfig, device: torch.device) -> PackageNetwork:
-    network = PackageNetwork([one.network(config) for one in members], TARGETS, config.test_time)
+    network = PackageNetwork([one.network(config) for one in members], config.targets, config.test_time)
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def metrics(judged: Ints, predicted: Floats, cohort: Cohort) -> dict[str, Any]:
-    truth, hu = cohort.targets[judged], cohort.hu[judged]
-    return {
-        "n_vertebrae": len(judged),
-        "n_patients": len(set(cohort.patients[judged])),
-        "bmd_r": correlation(predicted[:, 0], truth[:, 0]),
-        "tbs_r": correlation(predicted[:, 1], truth[:, 1]),
-        "hu_bmd_r": correlation(hu, truth[:, 0]),
-        "hu_tbs_r": correlation(hu, truth[:, 1]),
-        "bmd_mean_error": float((predicted - truth)[:, 0].mean()),
-        "tbs_mean_error": float((predicted - truth)[:, 1].mean()),
-    }
+def metrics(judged: Ints, predicted: Floats, cohort: Cohort, targets: tuple[str, ...]) -> dict[str, Any]:
+    """What the manifest and the model card say of the held-out vertebrae, of the package's targets alone."""
+    truth, hu = cohort.truth(targets, judged), cohort.hu[judged]
+    found: dict[str, Any] = {"n_vertebrae": len(judged), "n_patients": len(set(cohort.patients[judged]))}
+    for column, target in enumerate(targets):
+        found |= {
+            f"{short(target)}_r": correlation(predicted[:, column], truth[:, column]),
+            f"hu_{short(target)}_r": correlation(hu, truth[:, column]),
+            f"{short(target)}_mean_error": float((predicted - truth)[:, column].mean()),
+        }
+    return found
 
 
 def _training(
@@ -294,10 +297,15 @@ def model_card(manifest: Manifest) -> str:
     held_out = manifest.metrics["calibration"]
     training = manifest.training
     config = training["config"]
-    widths = "\n".join(f"| {one.levels} | {one.bmd_g_cm2:.3f} | {one.tbs:.3f} |" for one in manifest.intervals)
+    alone = manifest.targets == BMD_ALONE
+    score = "" if alone else " and trabecular bone score"
+    widths = "\n".join(
+        f"| {one.levels} | {one.bmd_g_cm2:.3f} | {NOT_MEASURED if one.tbs is None else f'{one.tbs:.3f}'} |"
+        for one in manifest.intervals
+    )
     if manifest.synthetic_only:
         kind = "digital patients only (no person's image)"
-        tbs = " TBS is *simulated* TBS."
+        tbs = "" if alone else " TBS is *simulated* TBS."
         use = (
             "Digital patients: demonstration, tests, and a start for training on a site's own pairs.\n"
             "For a real patient its values are shown as investigational and drive no decision."
@@ -324,9 +332,9 @@ def model_card(manifest: Manifest) -> str:
 
 Investigational, not a medical device; confirm with DXA.
 {unfinished}
-**What it does.** Estimates lumbar DXA bone mineral density (g/cm2) and trabecular bone score of a vertebra
+**What it does.** Estimates lumbar DXA bone mineral density (g/cm2){score} of a vertebra
 from {slabs} (5 mm thick), after Yoshida et al. 2023
-(doi 10.1097/RCT.0000000000001437).
+(doi 10.1097/RCT.0000000000001437).{" TBS is not measured by this model." if alone else ""}
 {_networks(manifest)}
 
 **What it was trained on.** {_patients(manifest, kind)}{tbs}
@@ -337,10 +345,7 @@ from {slabs} (5 mm thick), after Yoshida et al. 2023
 
 | | r | mean error |
 |---|---|---|
-| BMD | {held_out["bmd_r"]:.3f} | {held_out["bmd_mean_error"]:+.4f} g/cm2 |
-| TBS | {held_out["tbs_r"]:.3f} | {held_out["tbs_mean_error"]:+.4f} |
-| HU with BMD (comparator) | {held_out["hu_bmd_r"]:.3f} | |
-| HU with TBS (comparator) | {held_out["hu_tbs_r"]:.3f} | |
+{_held_out_rows(manifest)}
 
 **{manifest.interval_level:.0%} intervals** ({intervals}; half-widths of a mean over so many vertebrae):
 
@@ -362,9 +367,24 @@ Intervals hold for patients like the calibration patients, not for other scanner
 """
 
 
+def _held_out_rows(manifest: Manifest) -> str:
+    """A row per target, then the comparator's."""
+    found = manifest.metrics["calibration"]
+    told = [(target, short(target), short(target).upper()) for target in manifest.targets]
+    units = {"bmd_g_cm2": " g/cm2"}
+    rows = [
+        f"| {words} | {found[f'{name}_r']:.3f} | {found[f'{name}_mean_error']:+.4f}{units.get(target, '')} |"
+        for target, name, words in told
+    ]
+    rows += [f"| HU with {words} (comparator) | {found[f'hu_{name}_r']:.3f} | |" for _, name, words in told]
+    return "\n".join(rows)
+
+
 def _networks(manifest: Manifest) -> str:
     batch, count = manifest.training["config"]["batch"], len(manifest.members)
     head = "one joint head" if manifest.training["config"]["heads"] == "joint" else "a network per target"
+    if manifest.targets == BMD_ALONE:
+        head = "one head"
     many = "" if count == 1 else f"; the mean of {count} networks"
     sides = "; the mean over both orders of the slabs" if manifest.test_time == "exchange-sides" else ""
     origin = manifest.training["config"].get("start_from")

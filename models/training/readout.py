@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from models.inputs import InputConfig
 from models.package import TARGETS, ModelPackage
-from models.readout import COLUMNS, Readout, Values, columns, standardised
+from models.readout import Readout, Values, columns, standardised
 from models.resnet50 import Floats, PackageNetwork, load_network
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import TrainingConfig
@@ -25,7 +25,6 @@ from models.training.loop import predict_cohort
 
 PENALTIES = np.logspace(-2, 4, 13)
 FEWEST = 20  # vertebrae for either step
-ANSWERS = len(TARGETS)
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,14 @@ def weigh(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, devic
     learned, unseen = cohort.where(plan.training), cohort.where(plan.validation)
     if config.readout == "none" or min(len(learned), len(unseen)) < FEWEST:
         return None
-    nothing = np.full((len(learned), len(TARGETS)), np.nan, dtype=np.float32)  # the network knows them by heart
+    targets = network.targets
+    nothing = np.full((len(learned), len(targets)), np.nan, dtype=np.float32)  # the network knows them by heart
     variants = cohort.slabs.shape[1]
     seen = np.concatenate([cohort_columns(cohort, learned, nothing, variant=one) for one in range(variants)])
     answers = predict_cohort(network, cohort, unseen, config.input, "fp32", device)
     return fit_readout(
-        seen, np.tile(cohort.targets[learned], (variants, 1)), cohort_columns(cohort, unseen, answers),
-        cohort.targets[unseen],
+        seen, np.tile(cohort.truth(targets, learned), (variants, 1)), cohort_columns(cohort, unseen, answers),
+        cohort.truth(targets, unseen), targets,
     )  # fmt: skip
 
 
@@ -78,7 +78,13 @@ def cohort_columns(cohort: Cohort, chosen: Ints, answers: Floats, *, variant: in
     return columns(answers, slabs, [cohort.rows[index]["level"] for index in chosen])
 
 
-def fit_readout(learned: Values, learned_truth: Floats, unseen: Values, unseen_truth: Floats) -> Readout:
+def fit_readout(
+    learned: Values,
+    learned_truth: Floats,
+    unseen: Values,
+    unseen_truth: Floats,
+    targets: tuple[str, ...] = TARGETS,
+) -> Readout:
     """From columns of vertebrae that the network trained on, and of some that it never did; truth [n, targets].
 
     Raises:
@@ -86,21 +92,22 @@ def fit_readout(learned: Values, learned_truth: Floats, unseen: Values, unseen_t
     """
     if min(len(learned), len(unseen)) < FEWEST:
         raise ValueError(f"a readout needs {FEWEST} vertebrae to learn from and {FEWEST} unseen ones at least")
+    answers = len(targets)
     together = np.concatenate([learned, unseen])
     together[:, np.isnan(together).all(axis=0)] = 0.0  # of no vertebra: it will weigh nothing
     centre, spread = np.nanmean(together, axis=0), np.nanstd(together, axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     learned, unseen = (standardised(values, centre, scale) for values in (learned, unseen))
-    measured = [_ridge(learned[:, ANSWERS:], learned_truth[:, row]) for row in range(ANSWERS)]
-    estimates = np.stack([unseen[:, ANSWERS:] @ line.weights + line.bias for line in measured], axis=1)
-    weights, bias = np.zeros((ANSWERS, len(COLUMNS))), np.zeros(ANSWERS)
-    for row in range(ANSWERS):
-        line = _ridge(np.concatenate([unseen[:, :ANSWERS], estimates], axis=1), unseen_truth[:, row])
-        shares = line.weights[ANSWERS:]
-        weights[row, :ANSWERS] = line.weights[:ANSWERS]
-        weights[row, ANSWERS:] = sum(share * one.weights for share, one in zip(shares, measured, strict=True))
+    measured = [_ridge(learned[:, answers:], learned_truth[:, row]) for row in range(answers)]
+    estimates = np.stack([unseen[:, answers:] @ line.weights + line.bias for line in measured], axis=1)
+    weights, bias = np.zeros((answers, learned.shape[1])), np.zeros(answers)
+    for row in range(answers):
+        line = _ridge(np.concatenate([unseen[:, :answers], estimates], axis=1), unseen_truth[:, row])
+        shares = line.weights[answers:]
+        weights[row, :answers] = line.weights[:answers]
+        weights[row, answers:] = sum(share * one.weights for share, one in zip(shares, measured, strict=True))
         bias[row] = line.bias + sum(share * one.bias for share, one in zip(shares, measured, strict=True))
-    return Readout(centre, scale, weights, bias)
+    return Readout(centre, scale, weights, bias, targets)
 
 
 def _ridge(values: Values, truth: npt.NDArray[np.floating]) -> Line:

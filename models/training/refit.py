@@ -43,7 +43,7 @@ def refit_package(
     if replace(config, version=before.version, readout=before.readout, precision=before.precision) != before:
         raise ValueError(f"the configuration differs from that of {package.name} in more than version and readout")
     config = replace(config, precision=before.precision)
-    calibration = None if calibration_dir is None else apart(Cohort.read(calibration_dir), cohort)
+    calibration = None if calibration_dir is None else apart(Cohort.read(calibration_dir), cohort, config.targets)
     device = torch.device("cpu")
     network = load_network(package, device)
     readout = weigh(network, cohort, config, device)
@@ -66,8 +66,8 @@ def refit_package(
         name=config.name,
         version=config.version,
         training=training,
-        metrics={"calibration": metrics(judged, predicted, judges)},
-        intervals=conformal_intervals(predicted - judges.targets[judged], judges.patients[judged]),
+        metrics={"calibration": metrics(judged, predicted, judges, config.targets)},
+        intervals=conformal_intervals(predicted - judges.truth(config.targets, judged), judges.patients[judged]),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         files={},
     )

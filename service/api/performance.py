@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import date, datetime
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from service.api.schemas import ReasonShape, Shape
 from service.domain.access import Right
@@ -138,6 +138,7 @@ class ReminderShape(Shape):
     people: int
     digital: int
     needed: int
+    run: int | None = Field(description="pairs of training runs up to this one are not new")
     due: bool
 
 

@@ -46,7 +46,9 @@ class TrainingRequest(BaseModel):
         default=None, max_length=64, description="a shipped one; by default osteogate, or osteogate-fine-tune"
     )
     settings: dict[str, Any] = Field(default_factory=dict, max_length=20, examples=[{"epochs": 30}])
-    targets: tuple[str, ...] = Field(default=TARGETS, max_length=4)
+    targets: tuple[str, ...] = Field(
+        default=TARGETS, max_length=4, description="both, or bmd_g_cm2 alone where the site's DXA tells no TBS"
+    )
     start: Start = Field(
         default=Start.SCRATCH, description="scratch, or fine-tune: the model in force goes on learning"
     )
@@ -101,6 +103,7 @@ class RunShape(Shape):
     configuration: str
     start: Start
     people: People
+    targets: tuple[str, ...] = Field(description="what it learns; without tbs, its model does not measure TBS")
     patients: int = Field(description="who train")
     locked: int = Field(description="patients who judge, and never train")
     vertebrae: int
@@ -130,6 +133,7 @@ class SurveyShape(BaseModel):
     """What a run that is asked for now would learn from; `reasons` say why none can start."""
 
     people: People
+    targets: tuple[str, ...] = Field(description="BMD and TBS, or BMD alone")
     pairs: int
     patients: int
     locked: int
@@ -154,7 +158,7 @@ def training_router(desk: Desk) -> APIRouter:
         """Every run, and what there is to train on now."""
         with desk.store.transaction() as session:
             found = training.runs(session)
-            surveys = [training.survey(session, desk.policy, people) for people in People]
+            surveys = training.surveys(session, desk.policy)
             desk.note(session, request, "training.view", "training", rows=len(found))
         items = tuple(RunShape.model_validate(one) for one in found)
         return Runs(items=items, survey=tuple(_survey_shape(one) for one in surveys))
@@ -250,6 +254,7 @@ def _detail(desk: Desk, run_id: int) -> RunDetail:
 def _survey_shape(found: Survey) -> SurveyShape:
     return SurveyShape(
         people=found.people,
+        targets=found.targets,
         pairs=found.pairs,
         patients=found.patients,
         locked=found.locked,

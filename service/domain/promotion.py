@@ -77,7 +77,7 @@ def judge(candidate: Report, champion: Report | None, policy: GatePolicy, *, gat
 
     `gate` is the policy's label (`Policy.gate_label`), `finished` whether the candidate's training came to its end.
     """
-    checks = [*_about_the_test(candidate, champion, policy), _is_finished(finished)]
+    checks = [*_about_the_test(candidate, champion, policy), _is_finished(finished), *_without_tbs(candidate, policy)]
     checks += [*_detection(candidate, policy), _above_attenuation(candidate)]
     checks += [*_against_champion(candidate, champion or {}, policy)]
     checks += [*_calibration(candidate, policy), *_coverage(candidate, policy), *_bias(candidate, policy)]
@@ -171,14 +171,33 @@ class _Quantity:
     subgroup_margin: float
 
 
-def _quantities(policy: GatePolicy) -> tuple[_Quantity, ...]:
+def _measures_tbs(report: Report) -> bool:
+    """Whether the model was made to measure TBS; a report from before there was a choice says nothing, and it was."""
+    targets = report.get("targets")
+    return not isinstance(targets, list) or "tbs" in targets
+
+
+def _without_tbs(report: Report, policy: GatePolicy) -> Iterator[Check]:
+    """Whether patients may lose their TBS is for the site to say, in its policy."""
+    if not _measures_tbs(report):
+        text = "TBS not measured by this model: in force, it would leave results without one. "
+        text += (
+            "This site's policy asks for TBS ([gate] tbs_judged)."
+            if policy.tbs_judged
+            else "This site's policy does not ask for TBS."
+        )
+        yield Check(Code.GATE_TBS_NOT_MEASURED, not policy.tbs_judged, text)
+
+
+def _quantities(report: Report, policy: GatePolicy) -> tuple[_Quantity, ...]:
+    """What is judged: TBS where the policy asks for it and the model measures it."""
     bmd = _Quantity("bmd", "BMD", " g/cm2", policy.inferior_bmd_g_cm2, policy.inferior_bmd_subgroup_g_cm2)
     tbs = _Quantity("tbs", "TBS", "", policy.inferior_tbs, policy.inferior_tbs_subgroup)
-    return (bmd, tbs) if policy.tbs_judged else (bmd,)
+    return (bmd, tbs) if policy.tbs_judged and _measures_tbs(report) else (bmd,)
 
 
 def _against_champion(candidate: Report, champion: Report, policy: GatePolicy) -> Iterator[Check]:
-    quantities = _quantities(policy)
+    quantities = _quantities(candidate, policy)
     for one in quantities:
         yield _not_inferior(candidate, champion, one, ("per_vertebra", one.name), one.margin, Code.GATE_INFERIOR, "")
     yield _area(candidate, champion, policy)
@@ -245,7 +264,7 @@ def _calibration(report: Report, policy: GatePolicy) -> Iterator[Check]:
 
 def _coverage(report: Report, policy: GatePolicy) -> Iterator[Check]:
     level = _number(report, "intervals", "level")
-    for one in _quantities(policy):
+    for one in _quantities(report, policy):
         share = _number(report, "intervals", f"patient_{one.name}_coverage")
         if level is None or share is None:
             yield _unknown(f"how often the intervals of {one.words} hold")

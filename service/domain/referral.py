@@ -346,6 +346,8 @@ def _judge(
         finding = _attenuation_finding(measurements, policy)
         notes = [] if validated or values.bmd_g_cm2 is None else [_beside(measurements)]
         notes += [reference] if isinstance(reference, Reason) else []
+    if values.bmd_g_cm2 is not None and not measurements.model_measures_tbs:
+        notes.append(_NO_TBS)
     finding = replace(finding, reasons=(*finding.reasons, *notes))
     return finding if patient.tags_checked else _without_no_flag(finding)
 
@@ -362,18 +364,14 @@ def _may_drive(measurements: Measurements, policy: ReferralPolicy) -> bool:
 def _beside(measurements: Measurements) -> Reason:
     """Why the network's values only stand beside the decision."""
     passed = measurements.model_gate_passed and not measurements.model_synthetic_only
-    return _NOT_ALLOWED if passed else _INVESTIGATIONAL
+    what = "BMD and TBS are" if measurements.model_measures_tbs else "BMD is"
+    return Reason(Code.NETWORK_INVESTIGATIONAL, f"The network's {what} {_NOT_ALLOWED if passed else _INVESTIGATIONAL}")
 
 
 _DIGITAL = Reason(Code.DIGITAL_PATIENT, "A digital patient, compared with a simulated cohort of 20 to 44 years.")
-_INVESTIGATIONAL = Reason(
-    Code.NETWORK_INVESTIGATIONAL,
-    "The network's BMD and TBS are investigational: it was not validated on this site's patients, and did not decide.",
-)
-_NOT_ALLOWED = Reason(
-    Code.NETWORK_INVESTIGATIONAL,
-    "The network's BMD and TBS are investigational: this site's policy lets it decide for nobody, and it did not.",
-)
+_INVESTIGATIONAL = "investigational: it was not validated on this site's patients, and did not decide."
+_NOT_ALLOWED = "investigational: this site's policy lets it decide for nobody, and it did not."
+_NO_TBS = Reason(Code.TBS_NOT_MEASURED, "TBS not measured by this model.")
 
 
 def _without_no_flag(finding: _Finding) -> _Finding:

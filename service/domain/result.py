@@ -156,7 +156,7 @@ class Shadowed:
     """What a model that is not in force says of the same vertebrae: compared, never reported, and decides nothing."""
 
     model_sha256: str
-    levels: Mapping[str, tuple[float, float]]  # BMD in g/cm2, TBS
+    levels: Mapping[str, tuple[float, float | None]]  # BMD in g/cm2, TBS where the model measures it
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,7 @@ class Measurements:
     provenance: Provenance
     model_synthetic_only: bool = True  # the model was validated on digital patients only
     model_gate_passed: bool = False  # a person promoted it here after it passed this site's gate on people
+    model_measures_tbs: bool = True  # False: it was trained on BMD alone
     patient_bmd_interval: Interval | None = None
     patient_tbs_interval: Interval | None = None
     refusals: tuple[Reason, ...] = ()  # CT-wide reasons found in the pixels

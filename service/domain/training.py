@@ -13,9 +13,11 @@ from typing import Any
 
 from service.domain.reasons import Code, Reason
 
-TARGETS = ("bmd_g_cm2", "tbs")  # a package predicts both
+TARGETS = ("bmd_g_cm2", "tbs")
+BMD_ALONE = TARGETS[:1]  # where the site's DXA tells no TBS: a model that does not measure it
 FOLDS = (1, 2, 5, 10)
 MAX_SEED = 2**31 - 1
+KEEP_SECONDS = 30 * 86_400.0  # how long a run that failed or was cancelled can be resumed
 INHERITED = ("heads", "slab_images", "test_time")  # with architecture and input: what a fine-tuned network can't change
 NAME = "site"  # of a package that was trained here; its version is the run's number
 
@@ -71,6 +73,11 @@ class Wanted:
     seed: int = 1
     people: People = People.PATIENTS
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The targets in the order in which everything names them, each once."""
+        return tuple(target for target in TARGETS if target in self.targets)
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -82,12 +89,14 @@ class Origin:
     input: Mapping[str, Any]
     config: Mapping[str, Any]  # the configuration that made it
     trained_here: bool  # on patients of this installation
+    targets: tuple[str, ...] = TARGETS  # what it measures
 
 
 def objections(wanted: Wanted, known: Mapping[str, Mapping[str, Any]], origin: Origin | None) -> Iterator[Reason]:
     """Every reason why the request itself cannot be met; `known` are the shipped configurations by name."""
-    if set(wanted.targets) != set(TARGETS):
-        yield Reason(Code.TRAINING_TARGETS, f"a model package predicts both {' and '.join(TARGETS)}")
+    if set(wanted.targets) not in (set(TARGETS), set(BMD_ALONE)):
+        told = f"a run learns {' and '.join(TARGETS)}, or {BMD_ALONE[0]} alone where the DXA tells no TBS"
+        yield Reason(Code.TRAINING_TARGETS, told)
     if wanted.configuration not in known:
         told = f"no configuration {wanted.configuration[:64]!r}; there are {', '.join(sorted(known))}"
         yield Reason(Code.TRAINING_CONFIGURATION, told)
@@ -120,6 +129,9 @@ def _objections_to_start(
     if origin is None:
         yield Reason(Code.TRAINING_START, "there is no model in force to start with")
         return
+    if missing := [target for target in wanted.learned if target not in origin.targets]:
+        told = f"{origin.name} does not measure {' and '.join(missing)}, and fine-tuning adds nothing: take scratch"
+        yield Reason(Code.TRAINING_START, told)
     fixed = sorted({"architecture", "heads"} & set(wanted.settings))
     if fixed:
         yield Reason(Code.TRAINING_START, f"fine-tuning keeps {' and '.join(fixed)} of {origin.name}")
@@ -137,6 +149,8 @@ def configured(
     """The whole configuration of a run without objections, as models.training takes it."""
     values: dict[str, Any] = {**known[wanted.configuration], **wanted.settings}
     values |= {"name": NAME, "version": version, "seed": wanted.seed}
+    if wanted.learned != TARGETS:
+        values |= {"targets": list(wanted.learned)}
     if wanted.start is Start.FINE_TUNE:
         assert origin is not None
         values |= {"architecture": origin.architecture, "input": dict(origin.input), "start_from": origin.sha256}

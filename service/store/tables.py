@@ -492,8 +492,8 @@ class ShadowRow(Table):
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     beside_sha256: Mapped[str] = mapped_column(String(64), index=True)  # of the model that made the result
     bmd_g_cm2: Mapped[float]  # means over the levels that the result used
-    tbs: Mapped[float]
-    levels: Mapped[dict[str, Any]]  # {"L1": [BMD, TBS], ...}
+    tbs: Mapped[float | None]  # null: the model measures BMD alone
+    levels: Mapped[dict[str, Any]]  # {"L1": [BMD, TBS or null], ...}
     created_at: Mapped[datetime]
 
     __table_args__ = (UniqueConstraint("result_id", "model_id"),)

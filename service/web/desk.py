@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ class Desk:
 
     def resume_training(self, request: Request, run_id: int) -> None:
         """Let a run that stopped go on; `NotChangeable` says why not."""
-        self._change_run(training.resume, request, run_id)
+        change = partial(training.resume, keep_seconds=self.settings.training_keep_seconds)
+        self._change_run(change, request, run_id)
 
     def _change_run(self, change: Callable[[Session, int, By], object], request: Request, run_id: int) -> None:
         try:

@@ -10,8 +10,8 @@ from fastapi.responses import RedirectResponse
 
 from service.domain.access import Right
 from service.domain.reasons import Reason
-from service.domain.states import RunState
-from service.domain.training import FOLDS, MAX_SEED, People, Start, Wanted
+from service.domain.training import BMD_ALONE, FOLDS, MAX_SEED, TARGETS, People, Start, Wanted
+from service.web import words
 from service.web.curves import charts
 from service.web.desk import NO_RUN, Desk, Needs
 from service.web.pages import Pages, RowId
@@ -19,6 +19,8 @@ from service.workflow import model, training
 
 TRAIN = Depends(Needs(Right.TRAIN))
 SHOWN_LOST = 200
+BOTH = "+".join(TARGETS)  # as the form sends them
+LEARNED = {"+".join(some): words.targets(some) for some in (TARGETS, BMD_ALONE)}
 Word = Annotated[str, Form(max_length=64)]
 
 
@@ -28,13 +30,15 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
 
     def overview(request: Request, reasons: tuple[Reason, ...], told: dict[str, Any]) -> Response:
         with desk.store.transaction() as session:
+            found = training.surveys(session, desk.policy)
             shelf = training.shelf(model.in_force(session, desk.settings.models_dir))
             context = {
                 "runs": training.runs(session),
-                "surveys": [training.survey(session, desk.policy, people) for people in People],
+                "surveys": [(people, [one for one in found if one.people is people]) for people in People],
                 "configurations": sorted(shelf.configurations),
                 "origin": shelf.origin,
                 "folds": FOLDS,
+                "learned": LEARNED,
                 "reasons": reasons,
                 "told": told,
             }
@@ -53,6 +57,7 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
         configuration: Word = "osteogate",
         start: Annotated[Start, Form()] = Start.SCRATCH,
         people: Annotated[People, Form()] = People.PATIENTS,
+        targets: Word = BOTH,
         epochs: Annotated[str, Form(max_length=6)] = "",
         folds: Annotated[str, Form(max_length=2)] = "",
         seed: Annotated[int, Form(ge=0, le=MAX_SEED)] = 1,
@@ -69,6 +74,7 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
             folds=_number(folds) if folds.strip() else None,
             seed=seed,
             people=people,
+            targets=tuple(targets.split("+")),
         )
         created = desk.train(request, wanted)
         if created.id is None:
@@ -87,7 +93,7 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
         if not refresh:
             with desk.store.transaction() as session:
                 desk.note(session, request, "training.view", f"training-run:{run_id}", state=run.state.value)
-        resumable = run.state in (RunState.FAILED, RunState.CANCELLED)
+        resumable = training.resumable(run, desk.clock(), desk.settings.training_keep_seconds)
         context = {"run": run, "charts": charts(curve), "resumable": resumable, "most": SHOWN_LOST}
         return pages.render(request, "training_live.html" if refresh else "training_run.html", context)
 

@@ -7,7 +7,7 @@ The wording follows one rule: no verdict of health and no finding of disease is 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -40,6 +40,7 @@ from service.workflow.reading import (
 
 DISCLAIMER = "Investigational. Not a medical device. Confirm with DXA."
 DIGITAL_MODEL = "network trained on digital patients only, not validated on people"
+NO_TBS = "TBS not measured by this model"
 MISSING = "–"
 
 
@@ -159,6 +160,11 @@ def model_chip(model: ModelLine) -> Chip:
     if model.verdict is None:
         return Chip("indeterminate", "Not judged here")
     return Chip("no-flag", "Passed the gate") if model.promotable else Chip("failed", "Gate shut")
+
+
+def targets(told: Iterable[str]) -> str:
+    """What a run learns, or a model measures."""
+    return "BMD and TBS" if "tbs" in told else "BMD alone, no TBS"
 
 
 def may_drive(model: ModelLine, allowed: bool) -> str:

@@ -19,6 +19,7 @@ from service.domain.errors import OsteogateError
 from service.domain.policy import Policy
 from service.domain.promotion import Verdict, judge
 from service.domain.reasons import Code, Reason
+from service.domain.training import TARGETS
 from service.store.tables import ActiveModelRow, AuditRow, DxaScanRow, InstanceRow, ModelRow, SeriesRow, StudyRow
 from service.store.upsert import insert_missing
 from service.workflow import shadow
@@ -79,6 +80,11 @@ class ModelLine:
     created_by: str
     in_force: bool
     against: tuple[Reason, ...]  # why it could not be promoted now; nothing where it is in force
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What it measures; one that was entered before there was a choice measures both."""
+        return tuple(self.provenance.get("targets") or TARGETS)
 
     @property
     def promotable(self) -> bool:

@@ -179,7 +179,7 @@ class Library:
             version=manifest.version,
             synthetic_only=manifest.synthetic_only,
             finished=manifest.finished,
-            provenance={**told, "created": manifest.created, **more},
+            provenance={**told, "created": manifest.created, "targets": list(manifest.targets), **more},
             hashes=hashes,
             signature=self.sign(hashes),
             reports=_reports(home),

@@ -24,7 +24,7 @@ from service.domain.pairing import Pair
 from service.domain.policy import Policy
 from service.domain.result import Category
 from service.store.tables import DxaImportRow, DxaScanRow, ResultRow, StudyRow
-from service.workflow import pairing, scanners
+from service.workflow import pairing, scanners, training
 from service.workflow.model import PACKAGES
 
 _CHUNK = 500
@@ -59,12 +59,16 @@ class ModelPerformance:
 
 @dataclass(frozen=True, slots=True)
 class Reminder:
-    """How many pairs of people have come since the model in force was made, and how many a retraining asks for."""
+    """How many pairs of people have come since the model in force was made, and how many a retraining asks for.
+
+    A pair that a training run has learned from or judged by, or that one holds now, is not new.
+    """
 
     since: datetime | None  # None: no model is known, every pair counts
     people: int
     digital: int  # shown, never counted: nothing about people is learned from them
     needed: int
+    run: int | None = None  # the latest training run whose pairs were taken out
 
     @property
     def due(self) -> bool:
@@ -85,6 +89,7 @@ class _Entry:
     """One pair with what its CT's result and its DXA say."""
 
     model: str  # sha256
+    pair: training.PairKey
     scanner: Scanner
     dxa_at: datetime  # when the DXA was stored
     compared: Compared | None  # None where no level has a predicted density
@@ -96,7 +101,7 @@ def overview(session: Session, policy: Policy) -> Overview:
     entries = _entries(session, found)
     models = _models(session)
     told = tuple(_of_model(model, entries, policy) for model in models)
-    return Overview(told, _reminder(models, entries, policy))
+    return Overview(told, _reminder(models, entries, training.used(session), policy))
 
 
 def reminder(session: Session, policy: Policy) -> Reminder:
@@ -121,11 +126,11 @@ def _of_model(model: Model, entries: Iterable[_Entry], policy: Policy) -> ModelP
 _ALL = Scanner(False, "", "", "")
 
 
-def _reminder(models: tuple[Model, ...], entries: Iterable[_Entry], policy: Policy) -> Reminder:
+def _reminder(models: tuple[Model, ...], entries: Iterable[_Entry], used: training.Used, policy: Policy) -> Reminder:
     since = _made_at(models[0]) if models else None
-    new = [one for one in entries if since is None or one.dxa_at > since]
+    new = [one for one in entries if (since is None or one.dxa_at > since) and one.pair not in used.pairs]
     digital = sum(one.scanner.synthetic for one in new)
-    return Reminder(since, len(new) - digital, digital, policy.monitoring.retraining_pairs)
+    return Reminder(since, len(new) - digital, digital, policy.monitoring.retraining_pairs, used.latest_run)
 
 
 def _made_at(model: Model) -> datetime:
@@ -197,7 +202,7 @@ def _some_entries(session: Session, pairs: tuple[Pair, ...]) -> Iterable[_Entry]
             scan, at = scans[one.dxa.id]
             scanner = made_by.get(series_id) or Scanner(one.ct.synthetic, "", "", "")
             sha256 = document["provenance"]["model_sha256"] or ""
-            yield _Entry(sha256, scanner, at, _compared(one, document, scan))
+            yield _Entry(sha256, (one.ct.study_uid, one.dxa.id), scanner, at, _compared(one, document, scan))
 
 
 def _compared(pair: Pair, document: Mapping[str, Any], scan: DxaScanRow) -> Compared | None:

@@ -53,7 +53,7 @@ def keep(session: Session, result: ResultRow, shadowed: Shadowed | None, patient
             model_id=model_id,
             beside_sha256=beside,
             bmd_g_cm2=fmean(bmd for bmd, _ in values),
-            tbs=fmean(tbs for _, tbs in values),
+            tbs=_mean_where_all([tbs for _, tbs in values]),
             levels={name: list(pair) for name, pair in shadowed.levels.items()},
             created_at=now,
         )
@@ -85,8 +85,14 @@ def agreement(session: Session, row: ModelRow, in_force_sha256: str) -> Agreemen
     return Agreement(
         since=row.shadow_since,
         bmd_g_cm2=_difference([mine - theirs for mine, _, theirs, _ in found if theirs is not None]),
-        tbs=_difference([mine - theirs for _, mine, _, theirs in found if theirs is not None]),
+        tbs=_difference([mine - theirs for _, mine, _, theirs in found if mine is not None and theirs is not None]),
     )
+
+
+def _mean_where_all(values: Sequence[float | None]) -> float | None:
+    """The mean; None where one is missing: a model of BMD alone."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _difference(values: Sequence[float]) -> Difference | None:

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,7 +29,7 @@ from service.domain.policy import Policy
 from service.domain.reasons import Code, Reason
 from service.domain.splits import Part, Person, Place, places
 from service.domain.states import RunStage, RunState
-from service.domain.training import TARGETS, Origin, People, Wanted, configured, objections
+from service.domain.training import BMD_ALONE, KEEP_SECONDS, TARGETS, Origin, People, Wanted, configured, objections
 from service.settings import MIB, Settings
 from service.store.tables import (
     AuditRow,
@@ -87,6 +87,7 @@ def _origin(manifest: models.package.Manifest, sha256: str) -> Origin:
         input=manifest.input,
         config=manifest.training.get("config", {}),
         trained_here="training_run" in manifest.training.get("cohort", {}),
+        targets=manifest.targets,
     )
 
 
@@ -112,6 +113,7 @@ class Survey:
     """What a run that is asked for now would learn from, and what stands against it."""
 
     people: People
+    targets: tuple[str, ...]  # what it would learn
     pairs: int
     patients: int  # who would train
     locked: int  # patients who would judge
@@ -120,22 +122,36 @@ class Survey:
     reasons: tuple[Reason, ...]  # why no run can start
 
 
-def survey(session: Session, policy: Policy, people: People) -> Survey:
+def surveys(session: Session, policy: Policy) -> tuple[Survey, ...]:
+    """For patients and for digital ones: what there is for BMD and TBS, and for BMD alone."""
+    pairs = pairing.overview(session, policy.pairing.window_days).pairs
+    return tuple(
+        _survey(session, policy, people, targets, pairs) for people in People for targets in (TARGETS, BMD_ALONE)
+    )
+
+
+def survey(session: Session, policy: Policy, people: People, targets: tuple[str, ...] = TARGETS) -> Survey:
     """What there is, and whether a run could start now."""
-    found, left_out = _candidates(session, policy.pairing.window_days, people)
+    pairs = pairing.overview(session, policy.pairing.window_days).pairs
+    return _survey(session, policy, people, targets, pairs)
+
+
+def _survey(
+    session: Session, policy: Policy, people: People, targets: tuple[str, ...], pairs: Sequence[Pair]
+) -> Survey:
+    found, left_out = _candidates(session, pairs, people, targets)
     placed = _places(session, found, policy, seed=1)
     against = [*_going(session), *_too_few(placed, policy, people)]
     locked = sum(place.part is Part.LOCKED for place in placed.values())
     vertebrae = sum(len(one.levels) for one in found)
-    return Survey(people, len(found), len(placed) - locked, locked, vertebrae, left_out, tuple(against))
+    return Survey(people, targets, len(found), len(placed) - locked, locked, vertebrae, left_out, tuple(against))
 
 
 def _candidates(
-    session: Session, window_days: int, people: People
+    session: Session, every: Sequence[Pair], people: People, targets: tuple[str, ...]
 ) -> tuple[list[_Candidate], tuple[tuple[str, Reason], ...]]:
     """Every pair of these people that holds a level with all targets, by study UID; and the others, with why."""
-    overview = pairing.overview(session, window_days)
-    pairs = [one for one in overview.pairs if one.ct.synthetic is (people is People.DIGITAL)]
+    pairs = [one for one in every if one.ct.synthetic is (people is People.DIGITAL)]
     found: list[_Candidate] = []
     left_out: list[tuple[str, Reason]] = []
     for start in range(0, len(pairs), _CHUNK):
@@ -145,9 +161,10 @@ def _candidates(
         facts = _facts(session, [row.series_id for row in results.values()])
         for pair in some:
             result, scan = results[pair.ct.study_uid], scans[pair.dxa.id]
-            levels = _levels(pair, scan)
+            levels = _levels(pair, scan, targets)
             if not levels:
-                told = "no level that counts on both sides has both BMD and TBS"
+                what = "both BMD and TBS" if "tbs" in targets else "a BMD"
+                told = f"no level that counts on both sides has {what}"
                 left_out.append((pair.ct.study_uid, Reason(Code.TRAINING_NO_TARGET, told)))
             elif result.artefacts is None:
                 told = "the result kept no outlines"
@@ -186,8 +203,8 @@ def _facts(session: Session, series_ids: Collection[int]) -> dict[int, InstanceF
     return {series_id: InstanceFacts.from_json(facts) for series_id, facts in session.execute(wanted)}
 
 
-def _levels(pair: Pair, scan: DxaScanRow) -> dict[str, dict[str, float]]:
-    told = {one.level: {name: getattr(one, name) for name in TARGETS} for one in scan.levels}
+def _levels(pair: Pair, scan: DxaScanRow, targets: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    told = {one.level: {name: getattr(one, name) for name in targets} for one in scan.levels}
     return {name: told[name] for name in pair.levels if all(value is not None for value in told[name].values())}
 
 
@@ -259,7 +276,9 @@ class Created:
 
 def create(session: Session, wanted: Wanted, by: By, *, policy: Policy, shelf: Shelf, room: Room) -> Created:
     """Freeze what a run learns from and let it wait for the trainer; a refusal stands in the audit as well."""
-    found, left_out = _candidates(session, policy.pairing.window_days, wanted.people)
+    pairs = pairing.overview(session, policy.pairing.window_days).pairs
+    targets = wanted.learned if set(BMD_ALONE) <= set(wanted.learned) else TARGETS  # else it is refused below
+    found, left_out = _candidates(session, pairs, wanted.people, targets)
     placed = _places(session, found, policy, wanted.seed)
     against = [
         *objections(wanted, shelf.configurations, shelf.origin),
@@ -299,6 +318,7 @@ def create(session: Session, wanted: Wanted, by: By, *, policy: Policy, shelf: S
         configuration=wanted.configuration,
         start=wanted.start.value,
         people=wanted.people.value,
+        targets=list(wanted.learned),
         patients=row.patients,
         locked=row.locked,
         manifest_sha256=row.manifest_sha256,
@@ -342,7 +362,7 @@ def _manifest(
         "software": software_version(),
         "policy": policy.label,
         "window_days": policy.pairing.window_days,
-        "targets": list(TARGETS),
+        "targets": list(wanted.learned),
         "configuration": configured(wanted, shelf.configurations, origin, version=str(row.id)),
         "start": wanted.start.value,
         "start_from": origin.name if origin is not None and wanted.start.value == "fine-tune" else None,
@@ -417,20 +437,33 @@ def cancel(session: Session, run_id: int, by: By) -> RunState:
     return RunState(row.state)
 
 
-def resume(session: Session, run_id: int, by: By) -> None:
+def resume(session: Session, run_id: int, by: By, *, keep_seconds: float = KEEP_SECONDS) -> None:
     """Let a failed or cancelled run go on where it stopped, with a fresh set of attempts.
 
     Raises:
-        NotChangeable: it has not stopped, or another one goes.
+        NotChangeable: it has not stopped, it stopped longer ago than its files are kept, or another one goes.
     """
     row = _locked_row(session, run_id)
     if RunState(row.state) not in (RunState.FAILED, RunState.CANCELLED):
         raise NotChangeable(f"run {run_id} is {row.state}: only one that failed or was cancelled can be resumed")
+    if row.finished_at is not None and not _kept(row.finished_at, by.now, keep_seconds):
+        told = f"run {run_id} stopped on {row.finished_at:%Y-%m-%d}: its crops and checkpoints are not kept so long"
+        raise NotChangeable(f"{told}; ask for a new one")
     for reason in _going(session):
         raise NotChangeable(reason.text)
     row.state, row.going, row.attempts = RunState.WAITING.value, 1, 0
     row.cancel_asked_at = row.deadline_at = row.finished_at = row.rung_at = None
     _audit(session, by, "training.resume", f"training-run:{run_id}", stage=row.stage)
+
+
+def resumable(run: RunLine, now: datetime, keep_seconds: float) -> bool:
+    """Whether a person may let it go on."""
+    stopped = run.state in (RunState.FAILED, RunState.CANCELLED)
+    return stopped and _kept(run.finished_at, now, keep_seconds)
+
+
+def _kept(finished_at: datetime | None, now: datetime, keep_seconds: float) -> bool:
+    return finished_at is None or now <= finished_at + timedelta(seconds=keep_seconds)
 
 
 def _locked_row(session: Session, run_id: int) -> TrainingRunRow:
@@ -510,6 +543,7 @@ class RunLine:
     configuration: str
     start: str
     people: str
+    targets: tuple[str, ...]
     patients: int
     locked: int
     vertebrae: int
@@ -570,6 +604,28 @@ def curve(session: Session, run_id: int, *, after: int = 0) -> tuple[EpochLine, 
     )
 
 
+PairKey = tuple[str, int]  # the CT's study UID, the DXA's id
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What training runs that finished, or that wait or run now, have taken."""
+
+    pairs: frozenset[PairKey]
+    latest_run: int | None
+
+
+def used(session: Session) -> Used:
+    """The pairs of every such run, whether they trained or judged; one that failed or was cancelled took nothing."""
+    taken = (RunState.FINISHED.value, RunState.WAITING.value, RunState.RUNNING.value)
+    wanted = select(TrainingRunRow.id, TrainingRunRow.manifest).where(TrainingRunRow.state.in_(taken))
+    found, latest = set[PairKey](), None
+    for run_id, manifest in session.execute(wanted.order_by(TrainingRunRow.id)).yield_per(1):
+        found |= {(pair["study_uid"], pair["dxa_id"]) for pair in manifest["pairs"]}
+        latest = run_id
+    return Used(frozenset(found), latest)
+
+
 def wanted_now(session: Session) -> bool:
     """Whether a run waits or runs: a trainer is needed."""
     return session.scalar(select(TrainingRunRow.id).where(TrainingRunRow.going == 1).limit(1)) is not None
@@ -586,6 +642,7 @@ def _line(row: TrainingRunRow) -> RunLine:
         configuration=row.configuration,
         start=row.start,
         people=row.people,
+        targets=tuple(row.manifest["targets"]),
         patients=row.patients,
         locked=row.locked,
         vertebrae=row.vertebrae,

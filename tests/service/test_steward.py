@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
 from service.domain.policy import DEFAULT_POLICY
+from service.domain.states import RunState
+from service.domain.training import KEEP_SECONDS
 from service.steward import Steward
 from service.store.engine import Store
-from service.store.tables import JobRow, StudyRow
-from service.workflow import screening, work
+from service.store.tables import AuditRow, JobRow, StudyRow, TrainingRunRow
+from service.workflow import screening, training_files, work
 from service.workflow.model import shipped_model_key
 from tests.service.workflow import workbench
 from tests.service.workflow.workbench import Clock, claim, deliver, slices
@@ -149,3 +152,70 @@ def test_the_model_key_follows_the_shipped_manifests(tmp_path: Path) -> None:
     (tmp_path / "a" / "manifest.json").write_text('{"weights": "other"}')
     assert len({empty, first, shipped_model_key(tmp_path)}) == 3
     assert shipped_model_key() == shipped_model_key()
+
+
+# --- what training runs leave ---------------------------------------------------------------------------------------
+
+RECORD = {"manifest.json", "package", "report"}
+
+
+def a_run(bench: Bench, state: RunState, *, ended_seconds_ago: float | None = None) -> Path:
+    """A run with everything that one leaves on the disk; its folder."""
+    ended = None if ended_seconds_ago is None else bench.clock.now - timedelta(seconds=ended_seconds_ago)
+    with bench.store.transaction() as session:
+        row = TrainingRunRow(
+            state=state.value, going=1 if state.going else None, reason="r", created_at=bench.clock.now,
+            created_by="lena", configuration="osteogate", start="scratch", people="patients", patients=1, locked=1,
+            vertebrae=4, manifest={}, manifest_sha256="", finished_at=ended,
+        )  # fmt: skip
+        session.add(row)
+        session.flush()
+        folder = bench.settings.training_dir / str(row.id)
+    for name in ("package", "report", "cohort-training/slabs", "cohort-locked/slabs", "package.run"):
+        (folder / name).mkdir(parents=True)
+    for name in ("manifest.json", "cut.json", "package.run/fold0.pt", "cohort-training/slabs/00001.npz"):
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_only_a_resume_would_need_goes_when_there_can_be_none(bench: Bench) -> None:
+    """A worker that was killed between its run's end and its tidying; and runs that stopped long ago."""
+    done = a_run(bench, RunState.FINISHED, ended_seconds_ago=1)
+    fresh = [a_run(bench, state, ended_seconds_ago=KEEP_SECONDS) for state in (RunState.CANCELLED, RunState.FAILED)]
+    old = [a_run(bench, one, ended_seconds_ago=KEEP_SECONDS + 3601) for one in (RunState.CANCELLED, RunState.FAILED)]
+    going = a_run(bench, RunState.RUNNING)
+    stranger = bench.settings.training_dir / "999"  # no row: a database from a backup, say
+    (stranger / "package.run").mkdir(parents=True)
+    (bench.settings.training_dir / "notes").mkdir()
+    bench.steward.step()
+    for folder in (done, *old):
+        assert names(folder) == RECORD
+    for folder in (*fresh, going):
+        assert names(folder) == RECORD | set(training_files.PASSING) - {".package.draft"}
+    assert (stranger / "package.run").is_dir()
+    bench.steward.step()
+    with bench.store.reading() as session:
+        rows = session.scalars(select(AuditRow).where(AuditRow.action == "training.tidy")).all()
+    assert [row.subject for row in rows] == [f"training-run:{folder.name}" for folder in (done, *old)]  # each once
+
+
+def test_a_folder_that_cannot_be_removed_delays_no_study(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = a_run(bench, RunState.FINISHED, ended_seconds_ago=1)
+    deliver(bench.store, slices(), bench.clock.now)
+
+    def refuses(_: Path) -> None:
+        raise PermissionError("not ours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_files.shutil, "rmtree", refuses)
+        bench.steward.step()
+    assert "tidy_training failed" in caplog.text
+    assert bench.states() == {"1.2.3": "receiving"}
+    bench.steward.step()
+    assert names(folder) == RECORD

@@ -19,6 +19,7 @@ from service.settings import Settings
 from service.workflow import artefacts
 from worker import cohorts
 from worker.cohorts import cohort_dir, cut_study, make_cohorts
+from worker.located import Located
 from worker.pipeline import LABEL_IDS, cut_level
 from worker.segmentation import SuppliedLabels
 from worker.volume import Volume, load_dicom
@@ -76,7 +77,7 @@ def test_what_is_learned_from_is_what_is_predicted_from(
     assert told["lost"] == []
     step = 1 / InputConfig().grey_levels
     for index, level in enumerate(TRUTH):
-        found = cut_level(volume, labels, level, LABEL_IDS[level])
+        found = cut_level(volume, Located(labels, volume.affine), level, LABEL_IDS[level])
         seen = network_input(found.slabs.hu[None], InputConfig())
         learned = network_input(stored[index], InputConfig())
         assert np.abs(seen - learned).max() <= step * 1.001  # whole HU are kept: at most a grey step apart

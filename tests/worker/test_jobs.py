@@ -25,7 +25,8 @@ from service.store.tables import InstanceRow, JobRow, ReportRow, ResultRow, Stud
 from service.workflow import artefacts, renumber, screening, work
 from service.workflow.clock import utc_now
 from tests.service.workflow import workbench
-from worker.jobs import EXIT_DEADLINE, EXIT_DEAF, EXIT_RELEASED, Ears, JobRunner, Outcome, ScreenRequest
+from worker.jobs import JobRunner, Outcome, ScreenRequest
+from worker.runner import EXIT_DEAF, EXIT_ENDED, EXIT_RELEASED, Ears
 from worker.volume import Volume, VolumeError
 
 
@@ -269,7 +270,7 @@ def test_a_hung_job_ends_its_process_at_the_deadline(bench: Bench) -> None:
         return workbench.measured()
 
     bench.runner(hung, job_deadline_seconds=0.3).run(bench.job_id)
-    assert bench.exits == [EXIT_DEADLINE]
+    assert bench.exits == [EXIT_ENDED]
 
 
 def test_a_database_that_is_away_at_the_end_costs_a_rerun_not_a_result(

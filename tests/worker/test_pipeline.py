@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import numpy.typing as npt
 import pydicom
 import pytest
 from scipy import ndimage
 
+from models.crop import Vertebra, locate
 from service.domain.renumber import shifted
 from service.domain.result import Measurements, Numbering, Renumbering
 from service.settings import Settings
 from service.workflow import artefacts
 from tests.foreign_seg import write_foreign_seg
 from worker.jobs import ScreenRequest
-from worker.pipeline import Pipeline
+from worker.located import Located
+from worker.pipeline import LABEL_IDS, Pipeline
 from worker.segmentation import Segmentation, SegmentationError
-from worker.segmentation.base import L5, L6, T12
+from worker.segmentation.base import L5, L6, T12, LabelArray
 from worker.segmentation.renamed import KeptLabels
 from worker.start import make_pipeline
 from worker.volume import Volume, load_dicom, load_label_map
 
+FloatArray = npt.NDArray[np.float64]
 EMPTY = "an empty network"
 
 
@@ -89,6 +93,30 @@ def test_a_supplied_segmentation_takes_the_networks_place(
     assert kept.shape[0] == len(paths)
     assert {28, 29, 30, 31} <= set(np.unique(kept).tolist())
     assert not any("supplied" in note for note in measured.anatomy.notes)
+
+
+def test_each_vertebra_is_located_once_and_the_results_are_the_same(
+    pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(labels: LabelArray, affine: FloatArray, label_id: int) -> Vertebra:
+        asked.append(label_id)
+        return locate(labels, affine, label_id)
+
+    def anew(self: Located, label_id: int) -> Vertebra:
+        return counted(self.labels, self.affine, label_id)
+
+    monkeypatch.setattr("worker.located.locate", counted)
+    once = measure(pipeline, volume, tmp_path / "once", seg)
+    assert len(once.valid_levels()) == 4
+    assert len(asked) == len(set(asked))  # findings and crop share them
+    assert set(LABEL_IDS.values()) <= set(asked)
+    asked.clear()
+    monkeypatch.setattr(Located, "vertebra", anew)
+    twice = measure(pipeline, volume, tmp_path / "twice", seg)
+    assert len(asked) == len(set(asked)) + 4
+    assert replace(once, timings_s={}) == replace(twice, timings_s={})
 
 
 def test_without_one_our_own_networks_segment(pipeline: Pipeline, volume: Volume, tmp_path: Path) -> None:

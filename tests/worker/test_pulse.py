@@ -12,7 +12,8 @@ from service.domain.policy import DEFAULT_POLICY
 from service.store.engine import Store
 from tests.service.workflow import workbench
 from tests.service.workflow.workbench import eventually
-from worker.jobs import EXIT_DEAF, Ears, JobRunner
+from worker.jobs import JobRunner
+from worker.runner import EXIT_DEAF, Ears
 
 
 class Beats:

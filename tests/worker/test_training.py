@@ -16,23 +16,26 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from models.package import ModelPackage
 from models.training import Run
+from service.cli import main
 from service.domain.reasons import Code
 from service.domain.states import RunStage, RunState
-from service.store.tables import TrainingRunRow
-from service.workflow import model, models, training_work
+from service.store.tables import AuditRow, TrainingRunRow
+from service.workflow import model, models, training_files, training_work
 from service.workflow import training as runs
 from service.workflow.clock import utc_now
+from service.workflow.packages import Library
 from service.workflow.training import RunLine
 from service.workflow.training_work import RunClaim
 from tests.service.workflow import workbench
 from tests.service.workflow.pairs import BY, ask, fill
-from tests.worker.training_site import Site, killed_at, run
-from worker import training
-from worker.trainer import EXIT_LATE, EXIT_RELEASED, DiskLow, Ended, RunWatch
+from tests.worker.training_site import Site, drawn, killed_at, run
+from worker import cohorts, training
+from worker.runner import EXIT_ENDED, EXIT_RELEASED
+from worker.trainer import DiskLow, Ended, RunWatch
 
 STEPS = 6  # 2 epochs of 3 batches of 8 vertebrae
 
@@ -126,6 +129,23 @@ def test_a_run_ends_with_a_package_and_both_reports(straight: Site) -> None:
     assert done.share is None  # it judged last
 
 
+RECORD = {"manifest.json", "package", "report"}
+
+
+def left(site: Site) -> set[str]:
+    """What lies in the run's folder."""
+    return {path.name for path in (site.settings.training_dir / "1").iterdir()}
+
+
+def test_a_finished_run_leaves_its_record_and_no_crop_or_checkpoint(straight: Site) -> None:
+    assert left(straight) == RECORD
+    assert training_files.leftovers(straight.settings.training_dir) == {}
+    with straight.store.reading() as session:
+        rows = session.scalars(select(AuditRow).where(AuditRow.action == "training.tidy")).all()
+    assert [row.subject for row in rows] == ["training-run:1"]
+    assert rows[0].detail["removed"] == ["cohort-locked", "cohort-training", "cut.json", "package.run"]
+
+
 def test_the_candidate_stands_in_the_registry_and_the_gate_counts_people_only(straight: Site) -> None:
     with straight.store.reading() as session:
         candidate = models.show(session, models.find(session, made(straight)))
@@ -134,6 +154,38 @@ def test_the_candidate_stands_in_the_registry_and_the_gate_counts_people_only(st
     assert candidate.verdict is not None
     assert not candidate.verdict.passed
     assert {Code.GATE_SYNTHETIC, Code.GATE_FEW_PATIENTS} <= {reason.code for reason in candidate.verdict.reasons}
+
+
+def test_it_is_judged_anew_on_its_locked_patients_at_the_command_line(
+    straight: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a site does it when another model has come in force meanwhile; the cohorts were removed with the run's end."""
+    monkeypatch.setenv("OSTEOGATE_DATA_DIR", str(straight.folder))
+    monkeypatch.setattr(cohorts, "_levels", drawn)
+    with straight.store.reading() as session:
+        before = models.show(session, models.find(session, "site-1"))
+    assert main(["models", "judge", "site-1", "--run", "1"]) == 1
+    told = capsys.readouterr().out
+    assert "BAD GATE_SYNTHETIC: 0 people" in told
+    assert "ok  GATE_OTHER_TEST_SET" in told
+    with straight.store.reading() as session:
+        after = models.show(session, before.id)
+    assert before.judged_at is not None
+    assert after.judged_at is not None
+    assert after.judged_at > before.judged_at
+    assert after.verdict is not None
+    assert before.verdict is not None
+    assert [check.code for check in after.verdict.checks] == [check.code for check in before.verdict.checks]
+    kept = Library.of(straight.settings).reports(after.sha256)
+    first = json.loads((straight.folder / str(line(straight).candidate_report) / "report.json").read_text())
+    for report in kept.values():  # of exactly the run's own patients: the same hash over slabs and labels
+        assert report["cohort"]["sha256"] == first["cohort"]["sha256"]
+    assert kept["candidate"]["per_vertebra"]["bmd"] == first["per_vertebra"]["bmd"]
+    (now, then) = (one["per_patient"]["osteopenia"] for one in (kept["candidate"], first))
+    assert {**now, "comparators": None} == {**then, "comparators": None}  # there is no cohort left to fit boosting on
+    assert left(straight) == RECORD
+    assert main(["models", "judge", "site-1", "--run", "7"]) == 1
+    assert "no training run 7" in capsys.readouterr().err
 
 
 def test_package_and_reports_hold_no_patient_data(straight: Site) -> None:
@@ -199,10 +251,12 @@ def test_told_to_stop_then_cancelled_then_resumed_it_is_the_same_package(
     assert run(site, 1, hook=at_four) is Ended.CANCELLED
     assert seen == [3, 4]  # within a step
     assert line(site).state is RunState.CANCELLED
+    assert {"cut.json", "cohort-training", "cohort-locked", "package.run"} <= left(site)  # all that a resume needs
     with site.store.transaction() as session:
         runs.resume(session, 1, BY)
     assert run(site, 1, hook=lambda one: seen.append(one.step)) is Ended.FINISHED
     assert seen == list(range(3, STEPS + 1))
+    assert left(site) == RECORD
     assert line(site).package_sha256 == made(site) == made(trained)
 
 
@@ -260,7 +314,7 @@ def test_without_room_a_run_does_not_begin_and_does_not_go_on(tmp_path: Path, mo
     assert "below the floor" in str(line(site).last_error)
 
 
-@pytest.mark.parametrize(("late", "code"), [(False, EXIT_RELEASED), (True, EXIT_LATE)])
+@pytest.mark.parametrize(("late", "code"), [(False, EXIT_RELEASED), (True, EXIT_ENDED)])
 def test_what_hangs_is_given_back_and_the_process_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool, code: int
 ) -> None:
@@ -287,7 +341,7 @@ def test_a_step_that_hangs_for_ever_ends_the_process(tmp_path: Path, monkeypatch
     working(monkeypatch, lambda *_: workbench.eventually(lambda: exits, "the process ends"))
     site.settings = site.settings.model_copy(update={"job_deadline_seconds": 0.05})
     site.trainer(exit_process=exits.append).run(1)
-    assert exits == [EXIT_LATE]
+    assert exits == [EXIT_ENDED]
 
 
 def test_a_run_that_was_taken_away_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from worker.findings.densities import Densities, measure_densities
 from worker.findings.fractures import Loss, losses
 from worker.findings.scoliosis import cobb_deg
 from worker.findings.tissues import reference_tissues
-from worker.segmentation.base import LEVEL_IDS, LabelArray
+from worker.located import Located
+from worker.segmentation.base import LEVEL_IDS
 from worker.volume import Volume
 
 __all__ = ["Findings", "find"]
@@ -39,9 +40,9 @@ class Findings:
     bodies: Mapping[int, Body] = field(default_factory=dict)  # by class id: everything that could be measured
 
 
-def find(volume: Volume, labels: LabelArray, whole: Iterable[int], policy: FindingsPolicy) -> Findings:
+def find(volume: Volume, located: Located, whole: Iterable[int], policy: FindingsPolicy) -> Findings:
     """Look at the vertebrae that are wholly in view (class ids): those above and below L1-L4 are rulers."""
-    bodies = measure_bodies(labels, volume.affine, whole)
+    labels, bodies = located.labels, measure_bodies(located, whole)
     lost = losses(bodies)
     exclusions: dict[str, tuple[Reason, ...]] = {}
     notes: list[str] = []

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from models.crop import Vertebra, VertebraError, locate
+from models.crop import Vertebra, VertebraError
+from worker.located import Located
 
 FloatArray = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.uint8]
@@ -66,16 +67,17 @@ class Body:
         return upper @ self.vertebra.frame.axes, lower @ self.vertebra.frame.axes
 
 
-def measure_bodies(labels: Labels, affine: FloatArray, wanted: Iterable[int]) -> dict[int, Body]:
+def measure_bodies(located: Located, wanted: Iterable[int]) -> dict[int, Body]:
     """The bodies that can be measured; a label without a vertebra's shape is left out."""
-    found = {label: measure_body(labels, affine, label) for label in wanted}
+    found = {label: measure_body(located, label) for label in wanted}
     return {label: body for label, body in found.items() if body is not None}
 
 
-def measure_body(labels: Labels, affine: FloatArray, label: int) -> Body | None:
+def measure_body(located: Located, label: int) -> Body | None:
     """One body, or None where the label holds none."""
+    affine = located.affine
     try:
-        vertebra = locate(labels, affine, label)
+        vertebra = located.vertebra(label)
     except VertebraError:
         return None
     front, back = _depth(vertebra, affine)

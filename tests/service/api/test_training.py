@@ -105,7 +105,7 @@ def test_a_run_is_asked_for_watched_and_finished(site: Installation) -> None:
         ({"people": "patients"}, 409, ["TRAINING_TOO_FEW", "TRAINING_LOCKED_TOO_FEW"]),
         ({"configuration": "none"}, 422, ["TRAINING_CONFIGURATION"]),
         ({"settings": {"epochs": 0, "colour": "red"}}, 422, ["TRAINING_CONFIGURATION", "TRAINING_CONFIGURATION"]),
-        ({"targets": ["bmd_g_cm2"]}, 422, ["TRAINING_TARGETS"]),
+        ({"targets": ["tbs"]}, 422, ["TRAINING_TARGETS"]),
         ({"folds": 4}, 422, ["TRAINING_CONFIGURATION"]),
         ({"start": "fine-tune", "settings": {"heads": "separate"}}, 422, ["TRAINING_START"]),
     ],
@@ -180,7 +180,7 @@ def token(page: str) -> str:
 def test_the_page_says_why_no_run_can_start(tmp_path: Path) -> None:
     with installed(tmp_path, empty=True) as site:
         page = site.client.get("/training").text
-        assert page.count("TRAINING_TOO_FEW") == 2
+        assert page.count("TRAINING_TOO_FEW") == 4  # patients and digital patients, BMD and TBS and BMD alone
         assert "50 are needed" in page
         form = {"csrf": token(page), "reason": "<b>try</b>", "people": "digital"}
         refused = site.client.post("/training", data=form)
@@ -194,12 +194,15 @@ def test_a_run_by_the_page_with_its_curves(site: Installation) -> None:
     page = site.client.get("/training").text
     assert 'href="/training"' in page
     form = {"csrf": token(page), "reason": "by hand", "people": "digital", "epochs": "4", "folds": "", "seed": "1"}
+    form |= {"targets": "bmd_g_cm2"}
     sent = site.client.post("/training", data=form, follow_redirects=False)
     assert sent.status_code == 303, sent.text
     address = sent.headers["location"]
     run_id = int(address.rpartition("/")[2])
     held = claim(site, run_id)
     assert "<polyline" not in site.client.get(address).text
+    assert "BMD alone, no TBS" in site.client.get(address).text
+    assert site.client.get(f"/api/v1/training-runs/{run_id}").json()["targets"] == ["bmd_g_cm2"]
     learn(site, held, 3)
     with site.store.transaction() as session:
         training_work.note_lost(session, held, [Lost("1.2.826.3", None, "TRAINING_CT_GONE", "<i>gone</i>")])

@@ -32,7 +32,7 @@ def test_a_good_model_passes_and_every_answer_is_told() -> None:
     assert (found.candidate_sha256, found.champion_sha256) == (CANDIDATE, CHAMPION)
     asked = {check.code for check in found.checks}
     assert asked == {code for code in Code if code.value.startswith("GATE_")} - {
-        Code.GATE_NOT_JUDGED, Code.GATE_OTHER_CHAMPION,
+        Code.GATE_NOT_JUDGED, Code.GATE_OTHER_CHAMPION, Code.GATE_TBS_NOT_MEASURED,
     }  # fmt: skip
     assert "ge: 15 patients are too few" in " ".join(check.text for check in found.checks)
     assert Verdict.from_dict(found.as_dict()) == found
@@ -131,6 +131,29 @@ def test_a_site_without_tbs_and_a_site_with_other_limits() -> None:
     assert set(failing(verdict(passing(), patients_minimum=61, sensitivity_lower=0.75))) == {
         Code.GATE_FEW_PATIENTS, Code.GATE_SENSITIVITY,
     }  # fmt: skip
+
+
+def test_a_model_without_tbs_needs_a_site_that_asks_for_none() -> None:
+    """The candidate measures BMD alone, on patients whose DXA told no TBS: the champion's cannot be judged either."""
+
+    def no_tbs(model: str, **changes: Any) -> dict[str, Any]:
+        told = passing(model, per_vertebra__tbs=None, intervals__patient_tbs_coverage=None, **changes)
+        for groups in told["subgroups"].values():
+            for group in groups.values():
+                group["tbs"] = None
+        return told
+
+    candidate, champion = no_tbs(CANDIDATE, targets=["bmd_g_cm2"]), no_tbs(CHAMPION, targets=["bmd_g_cm2", "tbs"])
+    shut = verdict(candidate, champion)
+    assert failing(shut) == [Code.GATE_TBS_NOT_MEASURED]  # one reason, and no figure of a TBS that is not there
+    assert "TBS not measured by this model" in shut.reasons[0].text
+    assert "[gate] tbs_judged" in shut.reasons[0].text
+    open_ = verdict(candidate, champion, tbs_judged=False)
+    assert failing(open_) == []
+    assert "TBS not measured by this model" in " ".join(check.text for check in open_.checks)
+    assert not any("TBS" in check.text for check in open_.checks if check.code is not Code.GATE_TBS_NOT_MEASURED)
+    blurred = no_tbs(CANDIDATE, targets=["bmd_g_cm2"], per_vertebra__bmd__mean_absolute_error_ci_patient=[0.04, 0.061])
+    assert failing(verdict(blurred, champion, tbs_judged=False)) == [Code.GATE_INFERIOR]
 
 
 def test_the_gates_label_tells_a_changed_limit() -> None:

@@ -188,6 +188,22 @@ def test_an_impaired_tbs_does_what_the_policy_says(effect: str, percent: float, 
     assert Code.TBS_IMPAIRED_RANGE not in codes(judge(measured(percent=percent, tbs=1.32), policy=policy))
 
 
+def test_a_model_of_bmd_alone_is_said_to_measure_no_tbs() -> None:
+    for patient, percent in ((DIGITAL, 60.0), (DIGITAL, 95.0), (REAL, 60.0)):
+        found = measured(percent=percent, model_measures_tbs=False)
+        for name in list(found.levels):
+            found = with_level(found, name, tbs=None, tbs_interval=None)
+        outcome = judge(found, patient)
+        assert (outcome.patient.tbs, outcome.patient.tbs_interval) == (None, None)
+        told = {reason.code: reason.text for reason in outcome.decision.reasons}
+        assert told[Code.TBS_NOT_MEASURED] == "TBS not measured by this model."
+        assert Code.TBS_IMPAIRED_RANGE not in told
+        assert "BMD and TBS" not in " ".join(told.values())
+        same = judge(measured(percent=percent), patient)
+        assert outcome.decision.category is same.decision.category
+        assert Code.TBS_NOT_MEASURED not in codes(same)
+
+
 def test_a_digital_patient_without_a_cohort_is_not_assessable() -> None:
     for patient in (replace(DIGITAL, sex="M"), replace(DIGITAL, sex=None)):
         outcome = judge(measured(percent=50.0), patient)

@@ -24,7 +24,9 @@ def told(wanted: Wanted, origin: Origin | None = ORIGIN) -> list[Code]:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"targets": ("bmd_g_cm2",)}, Code.TRAINING_TARGETS),
+        ({"targets": ("tbs",)}, Code.TRAINING_TARGETS),
+        ({"targets": ("bmd_g_cm2", "hu")}, Code.TRAINING_TARGETS),
+        ({"targets": ()}, Code.TRAINING_TARGETS),
         ({"configuration": "../../etc/passwd"}, Code.TRAINING_CONFIGURATION),
         ({"folds": 3}, Code.TRAINING_CONFIGURATION),
         ({"seed": -1}, Code.TRAINING_CONFIGURATION),
@@ -53,6 +55,21 @@ def test_fine_tuning_needs_a_model_and_folds_that_it_has_not_seen() -> None:
     assert told(replace(asked, folds=5), here) == [Code.TRAINING_START]
     assert told(replace(asked, configuration="yoshida-2023-field"), here) == [Code.TRAINING_START]
     assert told(replace(asked, folds=5), ORIGIN) == []  # other patients made it
+
+
+def test_bmd_alone_is_learned_anew_or_from_a_model_of_both_and_nothing_is_added_to_it() -> None:
+    assert ORIGIN is not None
+    alone = replace(ASKED, targets=("bmd_g_cm2",))
+    fine = replace(alone, start=Start.FINE_TUNE, configuration="osteogate-fine-tune")
+    for wanted in (alone, fine):
+        assert told(wanted) == []
+        assert TrainingConfig.from_dict(configured(wanted, SHELF.configurations, ORIGIN, "1")).targets == ("bmd_g_cm2",)
+    assert "targets" not in configured(ASKED, SHELF.configurations, ORIGIN, "1")
+    swapped = replace(ASKED, targets=("tbs", "bmd_g_cm2", "tbs"))
+    assert (told(swapped), swapped.learned) == ([], ASKED.targets)
+    without = replace(ORIGIN, targets=("bmd_g_cm2",))
+    assert told(fine, without) == []
+    assert told(replace(fine, targets=ASKED.targets), without) == [Code.TRAINING_START]
 
 
 def test_a_network_of_one_slab_is_fine_tuned_without_a_readout() -> None:

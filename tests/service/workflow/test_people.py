@@ -191,6 +191,16 @@ def test_the_audit_can_be_added_to_and_nothing_else(store: Store, statement: str
     assert trail(store) == [("shell:root", "user.add", "user:Dr. Tanabe 田邊")]
 
 
+@pytest.mark.parametrize("statement", ["TRUNCATE audit", "TRUNCATE audit, studies RESTART IDENTITY CASCADE"])
+def test_nor_can_its_owner_empty_it_at_one_stroke(statement: str, tmp_path: Path) -> None:
+    """PostgreSQL's TRUNCATE fires no trigger of a row; SQLite has no TRUNCATE."""
+    with workbench.fresh_store("postgresql", tmp_path) as store:
+        added(store)
+        with pytest.raises(DBAPIError, match="append-only"), store.transaction() as session:
+            session.execute(text(statement))
+        assert len(trail(store)) == 1
+
+
 @pytest.mark.parametrize("name", ["", " ", "x" * 65, "a\nb", "key:ris", "osteogate", "LOCAL", "ｌｏｃａｌ", "Nobody"])
 def test_what_a_name_may_not_be(name: str) -> None:
     with pytest.raises(AccessError):

@@ -10,8 +10,10 @@ import pytest
 
 from service.domain.drift import TISSUES
 from service.domain.policy import DEFAULT_POLICY, Policy
+from service.domain.states import RunState
 from service.store.engine import Store
-from service.workflow import performance
+from service.store.tables import TrainingRunRow
+from service.workflow import pairing, performance
 from service.workflow.watching import Lookout, watched
 from tests.service.workflow import hospital
 from tests.service.workflow.hospital import BEGIN, CANON, FIRST, SECOND, SIEMENS
@@ -82,6 +84,44 @@ def test_a_newer_model_is_in_force_and_the_reminder_counts_from_it(store: Store)
     with store.transaction() as session:
         hospital.pairs(session, new[11:12], bias=0.0, at=LATER)
     assert overview(store).reminder.due
+
+
+def a_run(store: Store, state: RunState, studies: list[str]) -> int:
+    """A training run that learned from these studies' pairs."""
+    with store.transaction() as session:
+        found = pairing.overview(session, POLICY.pairing.window_days).pairs
+        taken = [{"study_uid": one.ct.study_uid, "dxa_id": one.dxa.id} for one in found if one.ct.study_uid in studies]
+        assert len(taken) == len(studies)
+        row = TrainingRunRow(
+            state=state.value, going=1 if state.going else None, reason="r", created_at=LATER, created_by="lena",
+            configuration="osteogate", start="scratch", people="patients", patients=1, locked=1, vertebrae=4,
+            manifest={"pairs": taken, "targets": ["bmd_g_cm2"]}, manifest_sha256="",
+        )  # fmt: skip
+        session.add(row)
+        session.flush()
+        return row.id
+
+
+def test_what_a_run_has_taken_is_not_new(store: Store) -> None:
+    """Finished, or still going; what failed or was cancelled gave nothing, so its pairs are as new as before."""
+    with store.transaction() as session:
+        studies = hospital.months(session, 14)
+        digital = hospital.months(session, 2, scanner=CANON, synthetic=True)
+        hospital.pairs(session, [*studies, *digital], bias=0.0, at=LATER)
+        uids = [study.study_uid for study in studies]
+    before = overview(store).reminder
+    assert (before.people, before.digital, before.due, before.run) == (14, 2, True, None)
+    for state in (RunState.FAILED, RunState.CANCELLED):
+        a_run(store, state, uids)
+    assert overview(store).reminder == before
+    first = a_run(store, RunState.FINISHED, uids[:3])
+    told = overview(store).reminder
+    assert (told.people, told.digital, told.due, told.run) == (11, 2, False, first)
+    going = a_run(store, RunState.RUNNING, uids[2:6])  # one of them for the second time
+    told = overview(store).reminder
+    assert (told.people, told.run) == (8, going)
+    (model,) = overview(store).models
+    assert model.groups[0].performance.n == 14  # how the model does is another question
 
 
 def test_a_shifted_scanner_is_told_and_its_neighbour_is_not(store: Store) -> None:

@@ -13,7 +13,7 @@ from service.domain.policy import DEFAULT_POLICY
 from service.domain.reasons import Code
 from service.domain.splits import Part
 from service.domain.states import RunStage, RunState
-from service.domain.training import People, Start, Wanted
+from service.domain.training import BMD_ALONE, TARGETS, People, Start, Wanted
 from service.store.engine import Store
 from service.store.tables import AuditRow, DxaLevelRow, TrainingPatientRow, TrainingRunRow
 from service.workflow import training, training_work
@@ -152,6 +152,25 @@ def test_a_pair_without_tbs_is_left_out_by_name(store: Store) -> None:
     assert (left_out["study_uid"], left_out["code"]) == ("1.2.826.50", "TRAINING_NO_TARGET")
 
 
+def test_a_site_without_tbs_trains_on_bmd_alone(store: Store) -> None:
+    """Every pair counts then, and no level carries a TBS: a cohort with some of both would be neither."""
+    fill(store, PATIENTS - 1, tbs=None)
+    fill(store, 1, first=50)
+    with store.reading() as session:
+        told = {(one.people, one.targets): one for one in training.surveys(session, SMALL)}
+    assert told[People.DIGITAL, TARGETS].pairs == 1
+    assert Code.TRAINING_TOO_FEW in {reason.code for reason in told[People.DIGITAL, TARGETS].reasons}
+    assert (told[People.DIGITAL, BMD_ALONE].pairs, told[People.DIGITAL, BMD_ALONE].reasons) == (PATIENTS, ())
+    refused = ask(store)
+    assert Code.TRAINING_TOO_FEW in {reason.code for reason in refused.reasons}
+    run_id = begun(store, replace(ASKED, targets=BMD_ALONE))
+    frozen = manifest(store, run_id)
+    assert (frozen["targets"], frozen["configuration"]["targets"]) == (["bmd_g_cm2"], ["bmd_g_cm2"])
+    assert (len(frozen["pairs"]), frozen["left_out"]) == (PATIENTS, [])
+    assert {name for pair in frozen["pairs"] for level in pair["levels"].values() for name in level} == {"bmd_g_cm2"}
+    assert line(store, run_id).targets == BMD_ALONE
+
+
 def test_who_once_judged_never_trains(store: Store) -> None:
     fill(store)
     first = begun(store)
@@ -256,6 +275,26 @@ def test_a_cancelled_run_stops_at_once_or_after_its_step(store: Store) -> None:
     run = line(store, run_id)
     assert (run.state, run.cancel_asked) == (RunState.CANCELLED, True)
     assert actions(store) == ["training.create", "training.cancel", "training.resume", "training.cancel"]
+
+
+def test_a_run_that_stopped_long_ago_is_not_resumed(store: Store) -> None:
+    """Its crops and checkpoints are gone by then."""
+    fill(store)
+    run_id = begun(store)
+    with store.transaction() as session:
+        training.cancel(session, run_id, BY)
+    stopped = line(store, run_id)
+    late = replace(BY, now=NOW + timedelta(seconds=101))
+    assert training.resumable(stopped, NOW + timedelta(seconds=100), 100)
+    assert not training.resumable(stopped, late.now, 100)
+    with (
+        pytest.raises(NotChangeable, match=r"stopped on 2026-11-28: .* not kept so long"),
+        store.transaction() as session,
+    ):
+        training.resume(session, run_id, late, keep_seconds=100)
+    with store.transaction() as session:
+        training.resume(session, run_id, late, keep_seconds=102)
+    assert not training.resumable(line(store, run_id), NOW, 100)  # it waits
 
 
 def test_a_cancelled_run_whose_worker_is_gone_is_cancelled(store: Store) -> None:
