@@ -56,6 +56,15 @@ class Readout:
         return cls.from_json((package.path / READOUT).read_text(encoding="utf-8"), package.path / READOUT)
 
     @classmethod
+    def unweighed(cls, values: Values) -> Self:
+        """The network's answers as they are, standardised like these [n, columns]."""
+        centre, scale = standards(values)
+        weights = np.zeros((len(TARGETS), len(COLUMNS)))
+        for row in range(len(TARGETS)):
+            weights[row, row] = scale[row]
+        return cls(centre, scale, weights, centre[: len(TARGETS)].copy())
+
+    @classmethod
     def from_json(cls, text: str, source: Path) -> Self:
         """Read what `to_json` wrote; `source` is for the error's text."""
         try:
@@ -90,6 +99,14 @@ class Readout:
         }
         bias = {target: float(self.bias[row]) for row, target in enumerate(TARGETS)}
         return json.dumps({"bias": bias, "columns": table}, indent=1, allow_nan=False) + "\n"
+
+
+def standards(values: Values) -> tuple[Values, Values]:
+    """Mean and standard deviation of each column; 0 and 1 for what no vertebra has, 1 for what does not vary."""
+    known = values.copy()
+    known[:, np.isnan(known).all(axis=0)] = 0.0
+    centre, spread = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
+    return centre, np.where(spread > 0, spread, 1.0)
 
 
 def standardised(values: Values, centre: Values, scale: Values) -> Values:
