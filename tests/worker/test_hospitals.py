@@ -80,7 +80,7 @@ def hospital() -> Hospital:
     torch.set_num_threads(1)
     made = Hospital([], [], {})
     for number in range(PATIENTS):
-        patient = resident(SEED + number, {"fov_mm": 500.0, "mineral_gain": 1.15})
+        patient = resident(SEED + number, {"fov_mm": 500.0})
         made.exams.append(exam_of(patient))
         made.dates.append(identity(patient).date.strftime("%Y%m%d"))
         low, high = (np.asarray(end) for end in spine_bounds(patient, CUT[0], CUT[-1]))
