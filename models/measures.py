@@ -49,11 +49,11 @@ def measures(slabs: npt.NDArray[Any]) -> Values:
     A standard deviation, a variogram and a sum of HU enter as logarithms: their errors grow with them.
     """
     seen = np.asarray(slabs)
-    inside = seen > OUTSIDE_HU + 0.5  # in whole HU, as a cohort stores them
+    inside: Bools = np.greater(seen, OUTSIDE_HU + 0.5)  # in whole HU, as a cohort stores them
     if not inside.any():
         return np.full(len(NAMES), np.nan)
     body_end = seen.shape[COLUMNS] // 2 + round(BODY_END_MM / PIXEL_MM)
-    footprint = inside.any(0)
+    footprint: Bools = np.logical_or.reduce(inside)
     rows, columns = np.flatnonzero(footprint.any(1)), np.flatnonzero(footprint.any(0))
     box = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     hu, inside = np.rint(seen[box], dtype=np.float64), inside[box]
@@ -123,11 +123,11 @@ def _pairs(values: Values, inside: Bools, lag: int, axis: int) -> tuple[Values, 
     """Of values `lag` apart, both inside: the sum of their squared differences, and how many, by what the last two
     axes are summed over. [..., slabs, rows, columns] -> [..., slabs]; a lag across the first axis leaves one slab less.
     """
-    late = [slice(None)] * inside.ndim
-    early = [slice(None)] * inside.ndim
+    late: list[Any] = [slice(None)] * inside.ndim
+    early = late.copy()
     late[axis], early[axis] = slice(lag, None), slice(None, -lag)
     both = inside[tuple(late)] & inside[tuple(early)]
-    steps = values[(..., *late)] - values[(..., *early)]
+    steps: Values = np.subtract(values[(..., *late)], values[(..., *early)])
     over = tuple(range(-both.ndim + 1, 0))
     return np.where(both, steps * steps, 0.0).sum(over), both.sum(over, dtype=np.float64)
 

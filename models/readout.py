@@ -58,6 +58,15 @@ class Readout:
         return cls.from_json(text, package.path / READOUT, package.manifest.targets)
 
     @classmethod
+    def unweighed(cls, values: Values, targets: tuple[str, ...] = TARGETS) -> Self:
+        """The network's answers as they are, standardised like these [n, columns]."""
+        centre, scale = standards(values)
+        weights = np.zeros((len(targets), values.shape[1]))
+        for row in range(len(targets)):
+            weights[row, row] = scale[row]
+        return cls(centre, scale, weights, centre[: len(targets)].copy(), targets)
+
+    @classmethod
     def from_json(cls, text: str, source: Path, targets: tuple[str, ...] = TARGETS) -> Self:
         """Read what `to_json` wrote for these targets; `source` is for the error's text."""
         named = column_names(targets)
@@ -99,6 +108,14 @@ class Readout:
 def column_names(targets: tuple[str, ...]) -> tuple[str, ...]:
     """COLUMNS as far as a network with these answers has them."""
     return (*targets, *NAMES, *LEVELS)
+
+
+def standards(values: Values) -> tuple[Values, Values]:
+    """Mean and standard deviation of each column; 0 and 1 for what no vertebra has, 1 for what does not vary."""
+    known = values.copy()
+    known[:, np.isnan(known).all(axis=0)] = 0.0
+    centre, spread = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
+    return centre, np.where(spread > 0, spread, 1.0)
 
 
 def standardised(values: Values, centre: Values, scale: Values) -> Values:

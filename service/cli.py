@@ -540,6 +540,17 @@ def _add_single(commands: Any) -> None:
     cohort.add_argument(
         "--enriched-share", type=float, default=0.0, metavar="F", help="share of patients drawn evenly over all BMD"
     )
+    hospital = _command(
+        phantom, "hospital", run_phantom_hospital, "CTs and DXA results of a hospital's digital patients"
+    )
+    hospital.add_argument("--seed", type=int, required=True, metavar="S")
+    hospital.add_argument("--patients", type=int, required=True, metavar="N")
+    hospital.add_argument("--out", type=Path, required=True, metavar="DIR")
+    hospital.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    hospital.add_argument(
+        "--mix-up", type=float, default=0.0, metavar="F", help="share of the DXA results under another patient's ID"
+    )
+    hospital.add_argument("--processes", type=int, metavar="N", help="side by side; one for each core by default")
     calibration = _command(phantom, "report", run_phantom_report, "a cohort beside the paper's printed figures")
     calibration.add_argument("--cohort", type=Path, required=True, metavar="DIR")
     calibration.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -636,6 +647,23 @@ def run_phantom_cohort(options: argparse.Namespace) -> int:
             settings,
             variants=options.masks,
             enriched_share=options.enriched_share,
+        )
+    )
+    return 0
+
+
+def run_phantom_hospital(options: argparse.Namespace) -> int:
+    """`osteogate phantom hospital`."""
+    from models.phantom.hospital import make_hospital
+
+    print(
+        make_hospital(
+            options.seed,
+            options.patients,
+            options.out,
+            _pairs(options.settings),
+            mix_up=options.mix_up,
+            processes=options.processes,
         )
     )
     return 0

@@ -25,9 +25,10 @@ from rich.console import Console
 
 from models.evaluation import evaluate
 from models.package import MANIFEST, ModelPackage
-from models.training import Interrupted, Run, TrainingConfig, train_package
+from models.training import Interrupted, Run, TrainingConfig, refit_for_site, train_package
 from service.domain.splits import Part
 from service.domain.states import RunStage
+from service.domain.training import Start
 from service.settings import Settings
 from service.workflow.training import Lost, Outcome, content, content_hash
 from worker.cohorts import cohort_dir, make_cohorts
@@ -118,6 +119,10 @@ def _trained(
         return package
     config = TrainingConfig.from_dict(manifest["configuration"])
     initial = _package(config.start_from, settings) if config.start_from else None
+    if manifest["start"] == Start.REFIT:
+        assert initial is not None
+        watcher.progress(RunStage.TRAINING, {})
+        return refit_for_site(initial, cohort_dir(folder, Part.TRAINING), out, config, created=created)
     try:
         return train_package(
             cohort_dir(folder, Part.TRAINING),

@@ -442,6 +442,9 @@ def _acquisition(rng: Rng, day: Rng, given: dict[str, Value], bmi: float, torso:
     coverage = given.get("coverage", ("T12", "S1"))
     assert isinstance(coverage, tuple)
     drop = given.get("drop_slice")
+    drift = float(day.normal(0, DRIFT_SD))
+    if "mineral_gain" in given:  # where it is not told, the very same number as ever
+        drift = (1.0 + drift) * _float(given["mineral_gain"]) - 1.0
     return Acquisition(
         vendor,
         str(given.get("kernel", kernel)),
@@ -452,6 +455,6 @@ def _acquisition(rng: Rng, day: Rng, given: dict[str, Value], bmi: float, torso:
         str(given.get("contrast_phase", "native")),
         coverage,
         None if drop is None else int(_float(drop)),
-        float(day.normal(0, DRIFT_SD)),
+        drift,
         _float(given.get("tilt_deg", 0.0)),
     )

@@ -25,16 +25,28 @@ DICOM_FOLDER, LABEL_FILE, TRUTH_FILE = "dicom", "labels.nii.gz", "truth.json"
 def make_study(seed: int, out: Path, settings: Mapping[str, str]) -> Path:
     """Write `out/dicom/*.dcm`, `out/labels.nii.gz` and `out/truth.json`; returns `out`."""
     patient = draw(seed, **settings)
-    grid = native_grid(patient)
-    dropped = dicom.dropped_slice(patient, grid.shape_kji[0])  # refuse before rendering
-    rendered = render(patient, grid)
-    hu = scan(rendered, patient, scanner_rng(patient))
-    out.mkdir(parents=True, exist_ok=True)
-    dicom.write_series(patient, out / DICOM_FOLDER, hu, grid)
-    save_labels(rendered.labels, grid, out / LABEL_FILE)
-    facts = truth(patient, rendered) | {"settings": dict(settings), "dropped_slice": dropped}
-    (out / TRUTH_FILE).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    rendered = write_ct(patient, out)
+    save_labels(rendered.labels, rendered.grid, out / LABEL_FILE)
+    save_truth(patient, rendered, out, settings)
     return out
+
+
+def write_ct(patient: Patient, out: Path) -> Rendered:
+    """Render, scan, and write `out/dicom/*.dcm`."""
+    grid = native_grid(patient)
+    dicom.dropped_slice(patient, grid.shape_kji[0])  # refuse before rendering
+    rendered = render(patient, grid)
+    dicom.write_series(patient, out / DICOM_FOLDER, scan(rendered, patient, scanner_rng(patient)), grid)
+    return rendered
+
+
+def save_truth(patient: Patient, rendered: Rendered, out: Path, settings: Mapping[str, object]) -> None:
+    """Write `out/truth.json`."""
+    dropped = dicom.dropped_slice(patient, rendered.grid.shape_kji[0])
+    facts = truth(patient, rendered) | {"settings": dict(settings), "dropped_slice": dropped}
+    draft = out / f"{TRUTH_FILE}.draft"
+    draft.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    draft.replace(out / TRUTH_FILE)
 
 
 def save_labels(labels: NDArray[np.uint8], grid: Grid, path: Path) -> None:

@@ -20,7 +20,7 @@ from models.training.configuration import (
 from models.training.loop import Interrupted, Run, Trained, correlation, learning_rate, predict_cohort, train
 from models.training.packaging import flatness, package_run, train_package
 from models.training.readout import estimate_cohort
-from models.training.refit import refit_package
+from models.training.refit import refit_for_site, refit_package
 
 __all__ = [
     "Cohort",
@@ -40,6 +40,7 @@ __all__ = [
     "load_configuration",
     "package_run",
     "predict_cohort",
+    "refit_for_site",
     "refit_package",
     "stored_field",
     "train",

@@ -389,16 +389,27 @@ def _networks(manifest: Manifest) -> str:
     sides = "; the mean over both orders of the slabs" if manifest.test_time == "exchange-sides" else ""
     origin = manifest.training["config"].get("start_from")
     start = f"fine-tuned from the package {origin[:12]}" if origin else "untrained start"
+    if _borrowed(manifest):
+        start = f"unchanged from the package {manifest.training['networks_from']['package']} ({origin[:12]})"
     weighed = ""
     if manifest.training.get("readout"):
         weighed = f" Its answers are weighed with {len(NAMES)} measures of the same slabs and the level ({READOUT})."
     return f"Trunk {manifest.architecture}, {start}, {head}, batches of {batch}{many}{sides}.{weighed}"
 
 
+def _borrowed(manifest: Manifest) -> bool:
+    """Whether its networks were trained on another cohort than its readout."""
+    return "networks_cohort" in manifest.training
+
+
 def _patients(manifest: Manifest, kind: str) -> str:
     count, folds = manifest.training["patients"], manifest.training["config"]["cross_folds"]
     each = "" if folds == 1 else f"in each of {folds} folds "
     config = manifest.training["config"]
+    if _borrowed(manifest):
+        learned = manifest.training["networks_cohort"].get("provenance", "unknown")
+        told = f"{count['training']} adjusted the readout, {count['calibration']} set the intervals"
+        return f"{kind[0].upper()}{kind[1:]}: {told}. The networks themselves learned from another cohort ({learned})."
     apart = f", {count['calibration']} to set the intervals" if count["calibration"] else ""
     others = f"{count['validation']} to {'watch' if config['keep'] == 'last' else 'choose the epoch'}{apart}."
     if config["validation_folds"] == config["calibration_folds"] and manifest.training["calibration_cohort"] is None:

@@ -4,20 +4,23 @@
    learn from them).
 2. The network's answers and those estimates -> targets, by ridge regression on the patients that it never trained on.
 
-Both are linear, and so is what they make together: one map (`models.readout`).
+Both are linear, and so is what they make together: one map (`models.readout`). Where no network has seen anybody, on a
+site's own pairs, a readout that stands is adjusted instead: what is missing in it is learned (`adjust_readout`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
 from models.inputs import InputConfig
 from models.package import TARGETS, ModelPackage
-from models.readout import Readout, Values, columns, standardised
+from models.readout import Readout, Values, columns, standardised, standards
 from models.resnet50 import Floats, PackageNetwork, load_network
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import TrainingConfig
@@ -25,6 +28,7 @@ from models.training.loop import predict_cohort
 
 PENALTIES = np.logspace(-2, 4, 13)
 FEWEST = 20  # vertebrae for either step
+PATIENT_FOLDS = 5  # in which an adjustment is tried out
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,7 @@ def fit_readout(
     if min(len(learned), len(unseen)) < FEWEST:
         raise ValueError(f"a readout needs {FEWEST} vertebrae to learn from and {FEWEST} unseen ones at least")
     answers = len(targets)
-    together = np.concatenate([learned, unseen])
-    together[:, np.isnan(together).all(axis=0)] = 0.0  # of no vertebra: it will weigh nothing
-    centre, spread = np.nanmean(together, axis=0), np.nanstd(together, axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
+    centre, scale = standards(np.concatenate([learned, unseen]))
     learned, unseen = (standardised(values, centre, scale) for values in (learned, unseen))
     measured = [_ridge(learned[:, answers:], learned_truth[:, row]) for row in range(answers)]
     estimates = np.stack([unseen[:, answers:] @ line.weights + line.bias for line in measured], axis=1)
@@ -110,10 +111,30 @@ def fit_readout(
     return Readout(centre, scale, weights, bias, targets)
 
 
-def _ridge(values: Values, truth: npt.NDArray[np.floating]) -> Line:
-    """The penalty by leave-one-out; columns are brought to one scale for it and back again."""
+def adjust_readout(before: Readout, values: Values, truth: Floats, patients: npt.NDArray[np.str_]) -> Readout:
+    """The readout, and what these vertebrae [n, columns] show to be missing in it; no network may have seen them.
+
+    The difference to the truth [n, targets] is learned by ridge regression, so with few patients little more than a
+    shift is, and never less than what was known before. The penalty is the one that serves patients left out whole.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    if len(values) < FEWEST or len(set(patients)) < PATIENT_FOLDS:
+        raise ValueError(f"a readout needs {FEWEST} vertebrae of {PATIENT_FOLDS} patients at least to adjust it by")
+    z = standardised(values, before.centre, before.scale)
+    missing = truth - before.of_columns(values)
+    apart = list(GroupKFold(PATIENT_FOLDS).split(z, groups=patients))
+    lines = [_ridge(z, missing[:, row], apart) for row in range(len(before.targets))]
+    weights = before.weights + np.stack([line.weights for line in lines])
+    bias = before.bias + np.array([line.bias for line in lines])
+    return Readout(before.centre, before.scale, weights, bias, before.targets)
+
+
+def _ridge(values: Values, truth: npt.NDArray[np.floating], apart: Sequence[tuple[Ints, Ints]] | None = None) -> Line:
+    """The penalty by leave-one-out, or by these splits; columns are brought to one scale for it and back again."""
     scale = values.std(axis=0)
     scale[scale == 0] = 1.0
     with threadpool_limits(1):  # a few hundred rows: threads that wait for each other cost more than they do
-        fitted = RidgeCV(PENALTIES).fit(values / scale, truth.astype(np.float64))
+        fitted = RidgeCV(PENALTIES, cv=apart).fit(values / scale, truth.astype(np.float64))
     return Line(fitted.coef_ / scale, float(fitted.intercept_))

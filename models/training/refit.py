@@ -1,21 +1,27 @@
-"""A package's own networks with readout and intervals fitted anew: a minute instead of hours."""
+"""A package's own networks with readout and intervals fitted anew: a minute instead of hours.
+
+`refit_package` does it on the cohort that the networks were trained on. `refit_for_site` does it on patients whom they
+have never seen: what a site without a GPU can learn from its own pairs.
+"""
 
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from models.package import READOUT, ModelPackage, refuse_to_overwrite, write_members
-from models.resnet50 import load_network
+from models.readout import Readout
+from models.resnet50 import Floats, load_network
 from models.training.calibration import conformal_intervals
-from models.training.cohort import Cohort
+from models.training.cohort import Cohort, Ints
 from models.training.configuration import TrainingConfig
 from models.training.loop import predict_cohort
 from models.training.packaging import apart, metrics, model_card
-from models.training.readout import cohort_columns, weigh
+from models.training.readout import adjust_readout, cohort_columns, weigh
 
 
 def refit_package(
@@ -61,17 +67,82 @@ def refit_package(
         "calibration_cohort_sha256": None if calibration is None else calibration.sha256,
         "patients": {**told["patients"], "calibration": len(set(judges.patients[judged]))},
     }
+    return _write(package, out, config, training, readout, judges, judged, predicted)
+
+
+def refit_for_site(
+    package: ModelPackage,
+    cohort_dir: Path,
+    out: Path,
+    config: TrainingConfig,
+    *,
+    created: datetime | None = None,
+) -> ModelPackage:
+    """The package's own networks, its readout adjusted to a cohort that none of them was trained on.
+
+    The configuration's calibration folds set the intervals, everybody else adjusts the readout.
+
+    Raises:
+        ValueError: too few patients, or measures that the networks' input does not allow.
+        PackageError: a package is at `out`.
+    """
+    refuse_to_overwrite(out)
+    told = package.manifest.training
+    cohort = Cohort.read(cohort_dir)
+    device = torch.device("cpu")
+    network = load_network(package, device)
+    everybody = np.arange(len(cohort.patients))
+    judged = cohort.where(config.calibration_folds)
+    fitting = np.setdiff1d(everybody, judged)
+    answers = predict_cohort(network, cohort, everybody, config.input, "fp32", device)
+    table = cohort_columns(cohort, everybody, answers)
+    before = Readout.of(package) or Readout.unweighed(table[fitting], config.targets)
+    readout = adjust_readout(before, table[fitting], cohort.truth(config.targets, fitting), cohort.patients[fitting])
+    predicted = readout.of_columns(table[judged]).astype(np.float32)
+    training = {
+        **told,
+        "provenance": cohort.provenance,
+        "cohort": dict(cohort.facts),
+        "cohort_sha256": cohort.sha256,
+        "config": config.to_dict(),
+        "readout": READOUT,
+        "networks_from": {"package": package.name, "sha256": package.sha256},
+        "networks_cohort": told.get("networks_cohort", told["cohort"]),
+        "calibration_cohort": None,
+        "calibration_cohort_sha256": None,
+        "patients": {
+            "training": len(set(cohort.patients[fitting])),
+            "validation": 0,
+            "calibration": len(set(cohort.patients[judged])),
+        },
+    }
+    return _write(package, out, config, training, readout, cohort, judged, predicted, created)
+
+
+def _write(
+    package: ModelPackage,
+    out: Path,
+    config: TrainingConfig,
+    training: dict[str, Any],
+    readout: Readout | None,
+    judges: Cohort,
+    judged: Ints,
+    predicted: Floats,
+    created: datetime | None = None,
+) -> ModelPackage:
+    """The package's networks as they are, with what was fitted; `predicted` are the estimates for `judged`."""
     manifest = replace(
         package.manifest,
         name=config.name,
         version=config.version,
         training=training,
+        synthetic_only=training["provenance"] == "digital",
         metrics={"calibration": metrics(judged, predicted, judges, config.targets)},
         intervals=conformal_intervals(predicted - judges.truth(config.targets, judged), judges.patients[judged]),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
         files={},
     )
-    kept = ("training.json", "curves.png")
+    kept = [name for name in ("training.json", "curves.png") if (package.path / name).is_file()]
     extra: dict[str, str | bytes] = {name: (package.path / name).read_bytes() for name in kept}
     extra["config.json"] = json.dumps(config.to_dict(), indent=2) + "\n"
     if readout is not None:

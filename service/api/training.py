@@ -20,13 +20,17 @@ from service.api.schemas import Problem, ReasonShape, Shape
 from service.domain.access import Right
 from service.domain.reasons import Code, Reason
 from service.domain.states import RunStage, RunState
-from service.domain.training import MAX_SEED, TARGETS, People, Start, Wanted
+from service.domain.training import AS_IN_FORCE, MAX_SEED, TARGETS, People, Start, Wanted
 from service.web.desk import MAX_ID, NO_RUN, Desk, Needs
 from service.workflow import training
 from service.workflow.training import EpochLine, RunLine, Survey
 
 TRAIN = Depends(Needs(Right.TRAIN))
-DEFAULT_CONFIGURATION = {Start.SCRATCH: "osteogate", Start.FINE_TUNE: "osteogate-fine-tune"}
+DEFAULT_CONFIGURATION = {
+    Start.SCRATCH: "osteogate",
+    Start.FINE_TUNE: "osteogate-fine-tune",
+    Start.REFIT: AS_IN_FORCE,
+}
 UNFIT = frozenset({Code.TRAINING_TARGETS, Code.TRAINING_CONFIGURATION, Code.TRAINING_START})  # the request itself
 EVENT_STREAM = "text/event-stream"
 LOOK_SECONDS = 1.0
@@ -43,14 +47,18 @@ class TrainingRequest(BaseModel):
 
     reason: str = Field(min_length=1, max_length=1000, description="why; stands in the audit")
     configuration: str | None = Field(
-        default=None, max_length=64, description="a shipped one; by default osteogate, or osteogate-fine-tune"
+        default=None,
+        max_length=64,
+        description="a shipped one; by default osteogate, or osteogate-fine-tune; none for a refit",
     )
     settings: dict[str, Any] = Field(default_factory=dict, max_length=20, examples=[{"epochs": 30}])
     targets: tuple[str, ...] = Field(
         default=TARGETS, max_length=4, description="both, or bmd_g_cm2 alone where the site's DXA tells no TBS"
     )
     start: Start = Field(
-        default=Start.SCRATCH, description="scratch, or fine-tune: the model in force goes on learning"
+        default=Start.SCRATCH,
+        description="scratch; or fine-tune: the model in force goes on learning; or refit: it keeps its networks, and "
+        "only its readout and intervals are fitted",
     )
     folds: int | None = Field(default=None, description="1, 2, 5 or 10; by default as the configuration has it")
     seed: int = Field(default=1, ge=0, le=MAX_SEED)

@@ -19,6 +19,8 @@ FOLDS = (1, 2, 5, 10)
 MAX_SEED = 2**31 - 1
 KEEP_SECONDS = 30 * 86_400.0  # how long a run that failed or was cancelled can be resumed
 INHERITED = ("heads", "slab_images", "test_time")  # with architecture and input: what a fine-tuned network can't change
+AS_IN_FORCE = "as-in-force"  # the configuration of a refit: what made the networks that it keeps
+REFIT_FOLDS = (8, 9)  # the tenths that set a refit's intervals; the others adjust the readout
 NAME = "site"  # of a package that was trained here; its version is the run's number
 
 
@@ -27,6 +29,7 @@ class Start(StrEnum):
 
     SCRATCH = "scratch"
     FINE_TUNE = "fine-tune"  # the model in force
+    REFIT = "refit"  # the model in force, of which nothing but readout and intervals is fitted
 
 
 class People(StrEnum):
@@ -88,7 +91,7 @@ class Origin:
     architecture: str
     input: Mapping[str, Any]
     config: Mapping[str, Any]  # the configuration that made it
-    trained_here: bool  # on patients of this installation
+    trained_here: bool  # its networks, on patients of this installation
     targets: tuple[str, ...] = TARGETS  # what it measures
 
 
@@ -97,7 +100,7 @@ def objections(wanted: Wanted, known: Mapping[str, Mapping[str, Any]], origin: O
     if set(wanted.targets) not in (set(TARGETS), set(BMD_ALONE)):
         told = f"a run learns {' and '.join(TARGETS)}, or {BMD_ALONE[0]} alone where the DXA tells no TBS"
         yield Reason(Code.TRAINING_TARGETS, told)
-    if wanted.configuration not in known:
+    if wanted.start is not Start.REFIT and wanted.configuration not in known:
         told = f"no configuration {wanted.configuration[:64]!r}; there are {', '.join(sorted(known))}"
         yield Reason(Code.TRAINING_CONFIGURATION, told)
     if wanted.folds is not None and wanted.folds not in FOLDS:
@@ -108,6 +111,8 @@ def objections(wanted: Wanted, known: Mapping[str, Mapping[str, Any]], origin: O
         yield from _objections_to(name, value)
     if wanted.start is Start.FINE_TUNE:
         yield from _objections_to_start(wanted, known, origin)
+    if wanted.start is Start.REFIT:
+        yield from _objections_to_refit(wanted, origin)
 
 
 def _objections_to(name: str, value: Any) -> Iterator[Reason]:
@@ -143,11 +148,33 @@ def _objections_to_start(
         )
 
 
+def _objections_to_refit(wanted: Wanted, origin: Origin | None) -> Iterator[Reason]:
+    if wanted.configuration != AS_IN_FORCE or wanted.settings or wanted.folds not in (None, 1):
+        told = "a refit trains no network: it takes no configuration, no settings and no folds"
+        yield Reason(Code.TRAINING_CONFIGURATION, told)
+    if origin is None:
+        yield Reason(Code.TRAINING_START, "there is no model in force to start with")
+        return
+    if set(wanted.targets) != set(origin.targets):
+        told = f"{origin.name} measures {' and '.join(origin.targets)}, and a refit neither adds nor leaves out"
+        yield Reason(Code.TRAINING_START, told)
+    if origin.trained_here:
+        told = f"the networks of {origin.name} know this site's patients by heart: nothing honest can be fitted to them"
+        yield Reason(Code.TRAINING_START, f"{told}; take fine-tune or scratch")
+    if int(origin.input.get("slabs", 1)) == 1:
+        yield Reason(Code.TRAINING_START, f"{origin.name} sees one slab: a readout needs the whole vertebra")
+
+
 def configured(
     wanted: Wanted, known: Mapping[str, Mapping[str, Any]], origin: Origin | None, version: str
 ) -> dict[str, Any]:
     """The whole configuration of a run without objections, as models.training takes it."""
-    values: dict[str, Any] = {**known[wanted.configuration], **wanted.settings}
+    if wanted.start is Start.REFIT:
+        assert origin is not None
+        values = dict(origin.config) | {"name": NAME, "version": version, "start_from": origin.sha256}
+        values |= {"readout": "measures", "calibration": "split", "cross_folds": 1, "keep": "last"}
+        return values | {"validation_folds": list(REFIT_FOLDS), "calibration_folds": list(REFIT_FOLDS)}
+    values = {**known[wanted.configuration], **wanted.settings}
     values |= {"name": NAME, "version": version, "seed": wanted.seed}
     if wanted.learned != TARGETS:
         values |= {"targets": list(wanted.learned)}

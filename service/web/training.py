@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from service.domain.access import Right
 from service.domain.reasons import Reason
-from service.domain.training import BMD_ALONE, FOLDS, MAX_SEED, TARGETS, People, Start, Wanted
+from service.domain.training import AS_IN_FORCE, BMD_ALONE, FOLDS, MAX_SEED, TARGETS, People, Start, Wanted
 from service.web import words
 from service.web.curves import charts
 from service.web.desk import NO_RUN, Desk, Needs
@@ -68,7 +68,7 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
         settings = {"epochs": _number(epochs)} if epochs.strip() else {}
         wanted = Wanted(
             reason=reason.strip(),
-            configuration=configuration,
+            configuration=AS_IN_FORCE if start is Start.REFIT else configuration,
             settings=settings,
             start=start,
             folds=_number(folds) if folds.strip() else None,

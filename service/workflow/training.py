@@ -29,7 +29,17 @@ from service.domain.policy import Policy
 from service.domain.reasons import Code, Reason
 from service.domain.splits import Part, Person, Place, places
 from service.domain.states import RunStage, RunState
-from service.domain.training import BMD_ALONE, KEEP_SECONDS, TARGETS, Origin, People, Wanted, configured, objections
+from service.domain.training import (
+    BMD_ALONE,
+    KEEP_SECONDS,
+    TARGETS,
+    Origin,
+    People,
+    Start,
+    Wanted,
+    configured,
+    objections,
+)
 from service.settings import MIB, Settings
 from service.store.tables import (
     AuditRow,
@@ -86,7 +96,7 @@ def _origin(manifest: models.package.Manifest, sha256: str) -> Origin:
         architecture=manifest.architecture,
         input=manifest.input,
         config=manifest.training.get("config", {}),
-        trained_here="training_run" in manifest.training.get("cohort", {}),
+        trained_here="training_run" in manifest.training.get("networks_cohort", manifest.training.get("cohort", {})),
         targets=manifest.targets,
     )
 
@@ -365,7 +375,7 @@ def _manifest(
         "targets": list(wanted.learned),
         "configuration": configured(wanted, shelf.configurations, origin, version=str(row.id)),
         "start": wanted.start.value,
-        "start_from": origin.name if origin is not None and wanted.start.value == "fine-tune" else None,
+        "start_from": origin.name if origin is not None and wanted.start is not Start.SCRATCH else None,
         "seed": wanted.seed,
         "people": wanted.people.value,
         "young_adult_bmd": _young_adults(policy, wanted.people),

@@ -11,8 +11,8 @@ import torch
 from models.measures import NAMES
 from models.package import READOUT, ModelPackage, PackageError
 from models.readout import COLUMNS, FURTHEST, LEVELS, Readout, columns
-from models.training import Cohort, TrainingConfig, estimate_cohort, refit_package, train_package
-from models.training.readout import fit_readout
+from models.training import Cohort, TrainingConfig, estimate_cohort, refit_for_site, refit_package, train_package
+from models.training.readout import adjust_readout, fit_readout
 from tests.models.tiny import INPUT, tiny_cohort, tiny_config
 
 HERE = Path("readout.json")
@@ -102,6 +102,32 @@ def test_good_answers_carry_the_weight() -> None:
         fit_readout(table[:200], truth[:200], table[:5], truth[:5])
 
 
+def test_an_adjustment_learns_a_shift_from_few_and_a_slope_from_many() -> None:
+    """What stood before is the start: where nothing is missing, nothing changes."""
+    draw = np.random.default_rng(3)
+    table = draw.normal(size=(600, len(COLUMNS)))
+    patients = np.array([f"P{number // 3}" for number in range(600)])
+    before = any_readout()
+    same = adjust_readout(before, table, before.of_columns(table), patients)
+    assert np.allclose(same.of_columns(table), before.of_columns(table), atol=1e-6)
+    error = draw.normal(0, 0.05, size=(600, 2))
+    shifted = adjust_readout(before, table[:60], before.of_columns(table[:60]) + 0.1 + error[:60], patients[:60])
+    left = (shifted.of_columns(table) - before.of_columns(table) - 0.1).mean(axis=0)
+    assert np.abs(left).max() < 0.03
+    stretched = adjust_readout(before, table, 0.8 * before.of_columns(table) + error, patients)
+    assert np.abs(stretched.of_columns(table) - 0.8 * before.of_columns(table)).std() < 0.02
+    with pytest.raises(ValueError, match="5 patients at least"):
+        adjust_readout(before, table[:30], before.of_columns(table[:30]), np.array(["P1"] * 30))
+
+
+def test_answers_without_a_readout_are_the_start_of_one() -> None:
+    table = np.random.default_rng(4).normal(1.0, 0.2, size=(50, len(COLUMNS)))
+    table[:, 7] = np.nan
+    plain = Readout.unweighed(table)
+    assert np.allclose(plain.of_columns(table), table[:, :2])
+    assert Readout.from_json(plain.to_json(), HERE) is not None
+
+
 # --- in a package -------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +189,32 @@ def test_refitting_refuses_another_cohort_or_another_network(
         refit_package(package, folder, tmp_path / "out", dataclasses.replace(told, epochs=2))
     with pytest.raises(PackageError, match="never overwritten"):
         refit_package(package, folder, package.path, told)
+
+
+def test_a_refit_for_a_site_judges_itself_on_patients_that_fitted_nothing(
+    package: ModelPackage, tmp_path: Path
+) -> None:
+    """A site whose scanner reads 60 HU more: the networks stay, the readout follows, the card says who taught what."""
+    site = tiny_cohort(tmp_path / "site", patients=30, brighter_hu=60)
+    cohort = Cohort.read(site)
+    told = TrainingConfig.from_dict(package.manifest.training["config"])
+    apart = {"validation_folds": (8, 9), "calibration_folds": (8, 9)}
+    config = dataclasses.replace(told, name="site", start_from=package.sha256, **apart)
+    made = refit_for_site(package, site, tmp_path / "out", config)
+    held_out = cohort.where((8, 9))
+    errors = {
+        one.name: float((estimate_cohort(one, cohort, held_out) - cohort.targets[held_out])[:, 0].mean())
+        for one in (package, made)
+    }
+    assert abs(errors[made.name]) < 0.5 * abs(errors[package.name])
+    assert made.manifest.metrics["calibration"]["bmd_mean_error"] == pytest.approx(errors[made.name], abs=1e-3)
+    assert made.manifest.files["weights.safetensors"] == package.manifest.files["weights.safetensors"]
+    training = made.manifest.training
+    assert training["patients"] == {"training": 24, "validation": 0, "calibration": 6}
+    assert training["networks_cohort"] == package.manifest.training["cohort"]
+    assert training["cohort_sha256"] == cohort.sha256 != package.manifest.training["cohort_sha256"]
+    assert "24 adjusted the readout, 6 set the intervals" in made.model_card()
+    assert f"unchanged from the package {package.name}" in made.model_card()
 
 
 def test_a_readout_needs_the_whole_vertebra_and_unseen_patients() -> None:

@@ -29,7 +29,7 @@ def tiny_config(**changes: object) -> TrainingConfig:
     return TrainingConfig.from_dict(values | changes)
 
 
-def tiny_cohort(folder: Path, patients: int = 10) -> Path:
+def tiny_cohort(folder: Path, patients: int = 10, brighter_hu: float = 0.0) -> Path:
     """`patients` of four vertebrae each, in the layout that `phantom cohort` writes."""
     draw = np.random.default_rng(5)
     (folder / "slabs").mkdir(parents=True)
@@ -37,7 +37,9 @@ def tiny_cohort(folder: Path, patients: int = 10) -> Path:
     for number in range(patients):
         bmd = draw.uniform(0.6, 1.4, size=4)
         hu = np.full((4, 2, 3, SIZE_PX, SIZE_PX), -1024, dtype=np.int16)
-        hu[..., 16:32, 14:34] = (300 * bmd)[:, None, None, None, None] + draw.normal(0, 5, (4, 2, 3, 16, 20))
+        hu[..., 16:32, 14:34] = (300 * bmd + brighter_hu)[:, None, None, None, None] + draw.normal(
+            0, 5, (4, 2, 3, 16, 20)
+        )
         name = f"slabs/P{number}.npz"
         np.savez_compressed(folder / name, hu=hu)
         rows += [

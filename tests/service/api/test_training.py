@@ -14,6 +14,7 @@ from sqlalchemy import select
 from service.domain.states import RunStage
 from service.store.tables import AuditRow
 from service.workflow import training, training_work
+from service.workflow.model import REFERENCE
 from service.workflow.training import Lost, Outcome
 from service.workflow.training_work import RunClaim
 from tests.service.web.installation import Installation, installed
@@ -99,6 +100,17 @@ def test_a_run_is_asked_for_watched_and_finished(site: Installation) -> None:
     assert exported.detail == {"pairs": PATIENTS}
 
 
+def test_a_refit_is_asked_for_without_a_configuration(site: Installation) -> None:
+    created = ask(site, start="refit", settings={})
+    assert created.status_code == 201, created.text
+    run = created.json()
+    assert (run["start"], run["configuration"]) == ("refit", "as-in-force")
+    frozen = site.client.get(f"{API}/{run['id']}/manifest").json()
+    assert (frozen["start"], frozen["start_from"]) == ("refit", REFERENCE)
+    assert frozen["configuration"]["name"] == "site"
+    assert frozen["configuration"]["calibration_folds"] == [8, 9]
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "codes"),
     [
@@ -108,6 +120,7 @@ def test_a_run_is_asked_for_watched_and_finished(site: Installation) -> None:
         ({"targets": ["tbs"]}, 422, ["TRAINING_TARGETS"]),
         ({"folds": 4}, 422, ["TRAINING_CONFIGURATION"]),
         ({"start": "fine-tune", "settings": {"heads": "separate"}}, 422, ["TRAINING_START"]),
+        ({"start": "refit"}, 422, ["TRAINING_CONFIGURATION"]),  # epochs of what?
     ],
 )
 def test_a_refusal_is_a_problem_with_reasons(

@@ -9,7 +9,7 @@ import pytest
 
 from models.training import TrainingConfig
 from service.domain.reasons import Code
-from service.domain.training import Origin, Start, Wanted, configured, objections
+from service.domain.training import AS_IN_FORCE, Origin, Start, Wanted, configured, objections
 from service.workflow.training import shelf
 
 SHELF = shelf()
@@ -72,6 +72,35 @@ def test_bmd_alone_is_learned_anew_or_from_a_model_of_both_and_nothing_is_added_
     assert told(replace(fine, targets=ASKED.targets), without) == [Code.TRAINING_START]
 
 
+REFIT = Wanted("a reason", AS_IN_FORCE, start=Start.REFIT)
+
+
+def test_a_refit_needs_networks_that_have_not_seen_the_patients_and_nothing_to_set() -> None:
+    assert ORIGIN is not None
+    assert told(REFIT) == []
+    assert told(REFIT, None) == [Code.TRAINING_START]
+    assert told(REFIT, replace(ORIGIN, trained_here=True)) == [Code.TRAINING_START]
+    midsagittal = replace(ORIGIN, input=SHELF.configurations["yoshida-2023"]["input"])
+    assert told(REFIT, midsagittal) == [Code.TRAINING_START]
+    for changes in ({"configuration": "osteogate"}, {"settings": {"epochs": 3}}, {"folds": 5}):
+        assert told(replace(REFIT, **changes)) == [Code.TRAINING_CONFIGURATION]
+    assert told(replace(ASKED, configuration=AS_IN_FORCE)) == [Code.TRAINING_CONFIGURATION]
+
+
+@pytest.mark.parametrize("name", sorted(SHELF.configurations))
+def test_a_refit_keeps_the_configuration_of_the_networks(name: str) -> None:
+    """Whatever trained them: one fold, many, or an epoch chosen."""
+    assert ORIGIN is not None
+    trained = {**SHELF.configurations[name], "input": ORIGIN.input}
+    if trained["slab_images"] == 3:
+        trained["slab_images"] = 1
+    origin = replace(ORIGIN, config=trained)
+    config = TrainingConfig.from_dict(configured(REFIT, SHELF.configurations, origin, "12"))
+    assert (config.name, config.version, config.start_from) == ("site", "12", ORIGIN.sha256)
+    assert (config.epochs, config.architecture) == (trained["epochs"], trained["architecture"])
+    assert (config.calibration_folds, config.readout, config.cross_folds) == ((8, 9), "measures", 1)
+
+
 def test_a_network_of_one_slab_is_fine_tuned_without_a_readout() -> None:
     assert ORIGIN is not None
     midsagittal = replace(ORIGIN, input=SHELF.configurations["yoshida-2023"]["input"])
@@ -83,7 +112,7 @@ def test_a_network_of_one_slab_is_fine_tuned_without_a_readout() -> None:
 @pytest.mark.parametrize("name", sorted(SHELF.configurations))
 @pytest.mark.parametrize("folds", [None, 1, 2, 5])
 @pytest.mark.parametrize("keep", ["best", "last"])
-@pytest.mark.parametrize("start", list(Start))
+@pytest.mark.parametrize("start", [Start.SCRATCH, Start.FINE_TUNE])
 def test_whatever_is_let_through_is_a_configuration(name: str, folds: int | None, keep: str, start: Start) -> None:
     wanted = Wanted("a reason", name, settings={"keep": keep, "epochs": 3}, folds=folds, seed=7, start=start)
     config = TrainingConfig.from_dict(configured(wanted, SHELF.configurations, ORIGIN, "12"))

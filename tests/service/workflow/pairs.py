@@ -13,7 +13,7 @@ from service.domain.dxa import DxaScan, Figures, Level, Validity
 from service.domain.policy import DEFAULT_POLICY, Policy, TrainingPolicy
 from service.domain.training import People, Wanted
 from service.store.engine import Store
-from service.store.tables import InstanceRow, ResultRow, SeriesRow
+from service.store.tables import InstanceRow, ResultRow, SeriesRow, StudyRow
 from service.workflow import dxa, training
 from service.workflow.people import By
 from service.workflow.training import Created, Room, Shelf
@@ -36,10 +36,9 @@ def fill(store: Store, patients: int = PATIENTS, *, first: int = 1, synthetic: b
             pair(session, number, synthetic=synthetic, **dxa_changes)
 
 
-def pair(session: Session, number: int, *, synthetic: bool = True, tbs: float | None = 1.3, **changes: Any) -> str:
-    """One patient's CT and DXA; the study's UID."""
+def measured(session: Session, number: int, bmd: float, *, synthetic: bool = True) -> StudyRow:
+    """A patient's CT with its result."""
     uid = f"1.2.826.{number}"
-    bmd = round(0.7 + 0.6 * (number * 7 % 20) / 20, 3)
     study = seed.screened(
         session, uid, f"Phantom^N{number}", "FM"[number % 2], 50 + number, bmd=bmd, tbs=1.3, hu=120, minutes=number,
         synthetic=synthetic, results=None,
@@ -60,6 +59,13 @@ def pair(session: Session, number: int, *, synthetic: bool = True, tbs: float | 
             received_at=NOW,
         )
     )
+    return study
+
+
+def pair(session: Session, number: int, *, synthetic: bool = True, tbs: float | None = 1.3, **changes: Any) -> str:
+    """One patient's CT and DXA; the study's UID."""
+    bmd = round(0.7 + 0.6 * (number * 7 % 20) / 20, 3)
+    study = measured(session, number, bmd, synthetic=synthetic)
     levels = {
         name: Level(Figures(bmd_g_cm2=round(bmd + 0.01 * place, 3), tbs=tbs))
         for place, name in enumerate(("L1", "L2", "L3", "L4"))
@@ -69,7 +75,7 @@ def pair(session: Session, number: int, *, synthetic: bool = True, tbs: float | 
     scan = DxaScan(manufacturer="GE Lunar", model="Prodigy", levels=levels, synthetic=synthetic, **told)
     later = By("lena", datetime(2026, 12, 24, tzinfo=UTC))
     assert dxa.accept(session, scan, later, window_days=365).id is not None
-    return uid
+    return study.study_uid
 
 
 def ask(
