@@ -6,13 +6,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from models.resnet50 import BonePredictor, Floats, NetworkConfig, infer
+from models.resnet50 import BonePredictor, Floats, NetworkConfig, has_bf16, infer
 from models.spine_unet import FINE, build
 from worker import compiled
 from worker.compiled import (
@@ -95,7 +96,32 @@ def test_the_cpu_gets_the_compiled_one_in_fp32(network: BonePredictor) -> None:
     assert isinstance(made, OpenVinoEngine)
     assert made.name.startswith("OpenVINO 20")
     assert made.name.endswith(" fp32")
-    assert made.request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+    assert all(_precision(request) == "f32" for request in made.requests)
+    assert 1 <= len(made.requests) <= min(torch.get_num_threads(), compiled.STREAMS)
+
+
+def _precision(request: Any) -> str:
+    return str(request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT").to_string())
+
+
+@pytest.mark.parametrize("streams", [2, 3])
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_pictures_come_back_in_order_from_several_streams(network: BonePredictor, streams: int, n: int) -> None:
+    made = compile_for_cpu(network, streams)
+    assert len(made.requests) == streams
+    seen = pictures(n)
+    first = made(seen)
+    made(pictures(n)[::-1])  # its answers are copies, not the engine's own memory
+    assert np.allclose(first, infer(network, seen, device=CPU), atol=2e-5)
+
+
+@pytest.mark.skipif(not has_bf16(CPU), reason="this CPU does not compute bf16")
+def test_bf16_where_it_was_asked_for(network: BonePredictor) -> None:
+    made = fastest(network, CPU, "bf16", pictures(1))
+    assert isinstance(made, OpenVinoEngine)
+    assert made.name.endswith(" bf16")
+    assert all(_precision(request) == "bf16" for request in made.requests)
+    assert np.allclose(made(pictures(3)), infer(network, pictures(3), device=CPU), atol=0.02)
 
 
 def test_without_openvino_it_is_pytorch_and_the_log_says_so(
