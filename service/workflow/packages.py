@@ -173,6 +173,7 @@ class Library:
         package = _loaded(home / PACKAGE)
         manifest, hashes = package.manifest, _hashes(home)
         told = {name: manifest.training.get(name) for name in ("provenance", "patients", "steps_done", "steps_planned")}
+        told["networks"] = manifest.training.get("networks_cohort", {}).get("provenance")  # of a refit: not its own
         return Kept(
             sha256=package.sha256,
             name=manifest.name,

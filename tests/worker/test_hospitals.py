@@ -164,6 +164,8 @@ def test_a_scanner_s_bias_goes_with_one_refit_and_the_gate_opens(
     assert mean_error(came.champion) > 0.06
     assert abs(mean_error(came.candidate)) <= 0.05
     assert came.model["against"] == []
+    page = site.client.get(f"/models/{came.model['id']}").text
+    assert "people (readout and intervals; its networks from digital patients alone)" in page
     answer = site.client.post(f"{MODELS}/{came.model['id']}/promote", json={"reason": "unbiased on our scanner"})
     assert answer.status_code == 200, answer.text
     assert site.client.get(MODELS).json()["in_force"]["sha256"] == came.model["sha256"]

@@ -34,6 +34,11 @@ MARGIN_ALONG_MM = 50.0  # up and down: the neighbours (T12, S1) must be seen for
 NEIGHBOUR_MM = 95.0  # that the fine network sees of the lumbar box's end to name a neighbour
 SMALLEST_PART_VOXELS = 8  # of a level at 6 mm: less than this is no second opinion
 
+# Our own networks are timid at processes and edges. On six digital patients this costs nothing (Dice 0.9412, without it
+# 0.9405); on the one real CT it gave 0.836 instead of 0.813. Looked at 0.4, 0.7 and 1.0, both in view.
+TIMIDITY = 0.7  # taken off the background's logit
+BACKGROUND = 0  # its class
+
 Box = tuple[slice, slice, slice]
 Spacing = tuple[float, float, float]  # mm along (z, y, x)
 EVERYTHING: Box = (slice(None), slice(None), slice(None))
@@ -126,6 +131,7 @@ class Cascade:
         logits = self.fine.logits_of(image)
         if margins is not None:
             margins.update(label_margins(logits, self.fine.label_ids))
+        logits[BACKGROUND] -= TIMIDITY
         return turn.to_volume(_winners(logits, self.fine.label_ids, shape, align_corners=True))
 
     def _as_theirs(self, volume: Volume, box: Box, task: Task, network: Network) -> LabelArray:
