@@ -43,7 +43,7 @@ class Outlines:
 class SoundsHealthy:
     """A predictor whose every value lies far above the thresholds: whatever reached it would be "no flag"."""
 
-    name, sha256, synthetic_only, engine = "healthy", "0" * 64, True, "none"
+    name, sha256, synthetic_only, measures_tbs, engine = "healthy", "0" * 64, True, True, "none"
 
     def predict(self, slabs: Sequence[SagittalSlabs], levels: Sequence[str]) -> list[Prediction]:
         return [self.patient([]) for _ in slabs]

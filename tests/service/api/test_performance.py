@@ -42,7 +42,7 @@ def test_the_answer_holds_every_figure_and_no_patient(site: Installation) -> Non
     assert other["alerts"] == []
     assert other["charts"][0]["mean_hu"] is None
     assert document["reminder"] == {
-        "since": "2026-01-05T09:00:00Z", "people": 30, "digital": 0, "needed": 300, "due": False,
+        "since": "2026-01-05T09:00:00Z", "people": 30, "digital": 0, "needed": 300, "run": None, "due": False,
     }  # fmt: skip
     assert "P1.9." not in answer.text
 
