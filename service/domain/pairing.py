@@ -94,7 +94,7 @@ def _nearest(ct: Ct, results: Sequence[Dxa], window_days: int) -> Pair | Unpaire
     if ct.scan_date is None:
         return _alone(ct, Code.PAIR_NO_DATE, "the CT does not tell its date")
     if not ct.levels:
-        return _alone(ct, Code.PAIR_NOT_MEASURED, "no level of the CT is valid")
+        return _alone(ct, Code.PAIR_NOT_MEASURED, "no level of the CT is valid and named with certainty")
     if not results:
         return _alone(ct, Code.PAIR_NO_DXA, "the patient has no DXA result")
     alike = [one for one in results if one.synthetic == ct.synthetic]

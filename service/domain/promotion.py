@@ -144,7 +144,7 @@ def _detection(report: Report, policy: GatePolicy) -> Iterator[Check]:
         if rate is None or low is None:
             yield _unknown(f"the {name} for {policy.task}")
             continue
-        text = f"{name.capitalize()} for {policy.task} {rate:.2f}, lower bound {low:.2f}; {limit:g} is required."
+        text = f"{name.capitalize()} for {policy.task} {rate:.2f}, lower bound {low:.3f}; {limit:g} is required."
         yield Check(code, low >= limit, text)
 
 

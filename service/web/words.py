@@ -121,7 +121,7 @@ DXA_REPORTS = {
 WHY_UNPAIRED = {
     Code.PAIR_NO_DXA: "the patient has no DXA result, or the CT no patient ID",
     Code.PAIR_NO_DATE: "the CT does not tell its date",
-    Code.PAIR_NOT_MEASURED: "no level of the CT is valid, or it was not measured",
+    Code.PAIR_NOT_MEASURED: "no level of the CT is valid and named with certainty, or it was not measured",
     Code.PAIR_SYNTHETIC_MIXED: "one is of a digital patient, the other of a person",
     Code.PAIR_OUTSIDE_WINDOW: "every DXA result is too far away in time",
     Code.PAIR_NO_COMMON_LEVEL: "no level counts on both sides",

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, selectinload
 from service.domain.dxa import Validity
 from service.domain.pairing import Ct, Dxa, Pair, Pairing, Unpaired, pair, tally
 from service.domain.reasons import Code
-from service.domain.result import LEVELS
+from service.domain.result import LEVELS, Numbering
 from service.store.tables import DxaScanRow, ReferralRow, ResultRow, StudyRow
 from service.workflow import referral, report_verdicts
 from service.workflow.people import By
@@ -121,7 +121,11 @@ def _results(session: Session, patient_ids: list[str]) -> list[Dxa]:
 
 
 def _valid(document: Mapping[str, Any] | None) -> frozenset[str]:
-    levels = (document or {}).get("levels") or {}
+    """The levels that count; none where it is not certain which they are, for they would stand beside another's DXA."""
+    told = document or {}
+    if (told.get("anatomy") or {}).get("numbering") == Numbering.UNCERTAIN:
+        return frozenset()
+    levels = told.get("levels") or {}
     return frozenset(name for name in LEVELS if (levels.get(name) or {}).get("valid"))
 
 

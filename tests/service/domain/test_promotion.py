@@ -76,6 +76,12 @@ def test_each_limit_shuts_the_gate_with_its_own_reason(changes: dict[str, Any], 
     assert others <= {Code.GATE_FEW_PATIENTS}  # nobody at all is too few, too
 
 
+def test_a_bound_that_just_misses_is_not_told_as_its_limit() -> None:
+    """9 of 10: 0.596 told as 0.60, beside "0.6 is required", would be a riddle."""
+    told = verdict(passing(per_patient__osteopenia__defined__specificity_ci=[0.596, 0.98])).reasons
+    assert [reason.text for reason in told] == ["Specificity for osteopenia 0.90, lower bound 0.596; 0.6 is required."]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -11,12 +11,13 @@ from sqlalchemy import select, update
 
 from service.domain.policy import DEFAULT_POLICY
 from service.domain.reasons import Code
+from service.domain.result import Numbering
 from service.domain.splits import Part
 from service.domain.states import RunStage, RunState
 from service.domain.training import BMD_ALONE, TARGETS, People, Start, Wanted
 from service.store.engine import Store
-from service.store.tables import AuditRow, DxaLevelRow, TrainingPatientRow, TrainingRunRow
-from service.workflow import training, training_work
+from service.store.tables import AuditRow, DxaLevelRow, ResultRow, StudyRow, TrainingPatientRow, TrainingRunRow
+from service.workflow import pairing, training, training_work
 from service.workflow.training import Lost, NotChangeable, Outcome, Room, RunLine
 from service.workflow.training_work import Grip, RunClaim
 from service.workflow.work import StaleToken
@@ -150,6 +151,22 @@ def test_a_pair_without_tbs_is_left_out_by_name(store: Store) -> None:
     run_id = begun(store)
     (left_out,) = manifest(store, run_id)["left_out"]
     assert (left_out["study_uid"], left_out["code"]) == ("1.2.826.50", "TRAINING_NO_TARGET")
+
+
+def test_a_ct_whose_levels_are_uncertain_has_no_pair(store: Store) -> None:
+    """Its outlines are valid, but under a wrong name each would learn its neighbour's DXA."""
+    fill(store)
+    fill(store, 1, first=50)
+    with store.transaction() as session:
+        study = StudyRow.study_uid == "1.2.826.50"
+        result = session.scalars(select(ResultRow).join(StudyRow, StudyRow.id == ResultRow.study_id).where(study)).one()
+        anatomy = {**result.document["anatomy"], "numbering": Numbering.UNCERTAIN.value}
+        result.document = {**result.document, "anatomy": anatomy}
+    with store.reading() as session:
+        found = pairing.overview(session, 365)
+    (alone,) = found.unpaired
+    assert (alone.ct.study_uid, alone.reason.code) == ("1.2.826.50", Code.PAIR_NOT_MEASURED)
+    assert len(manifest(store, begun(store))["pairs"]) == PATIENTS == len(found.pairs)
 
 
 def test_a_site_without_tbs_trains_on_bmd_alone(store: Store) -> None:
