@@ -52,6 +52,7 @@ def test_no_questions_no_verdict() -> None:
         ({"per_patient__osteopenia__defined__sensitivity_ci": [0.59, 0.95]}, Code.GATE_SENSITIVITY),
         ({"per_patient__osteopenia__defined__specificity_ci": [0.59, 0.95]}, Code.GATE_SPECIFICITY),
         ({"per_vertebra__bmd__r": 0.59}, Code.GATE_BELOW_ATTENUATION),
+        ({"per_vertebra__bmd__r": -0.1, "per_vertebra__hu_bmd__r": -0.2}, Code.GATE_BELOW_ATTENUATION),
         ({"per_vertebra__bmd__mean_absolute_error_ci_patient": [0.04, 0.061]}, Code.GATE_INFERIOR),
         ({"per_vertebra__tbs__mean_absolute_error_ci_patient": [0.05, 0.081]}, Code.GATE_INFERIOR),
         ({"per_patient__osteopenia__auc": 0.91}, Code.GATE_INFERIOR),
