@@ -8,15 +8,14 @@ native call can be interrupted, so a supervisor starts a fresh process and the j
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Unpack
 
 from sqlalchemy.orm import Session
 
@@ -27,10 +26,8 @@ from service.settings import Settings
 from service.store.engine import Store
 from service.version import software_version
 from service.workflow import artefacts, model, renumber, screening, work
-from service.workflow.clock import Clock, utc_now
 from service.workflow.model import InForce
-from service.workflow.pulse import Beat, no_pulse
-from worker.runner import BEATS_PER_LEASE, EXIT_ENDED, EXIT_RELEASED, Exit, Runner, Watch, leave
+from worker.runner import BEATS_PER_LEASE, EXIT_ENDED, EXIT_RELEASED, Runner, Told, Watch, leave
 from worker.segmentation.renamed import KeptLabels
 from worker.volume import VolumeError
 
@@ -79,30 +76,17 @@ class Outcome(StrEnum):
 class JobRunner(Runner[Outcome]):
     """Runs jobs with one worker's store, settings and screen function."""
 
+    patience = GRACE_SECONDS
+
     def __init__(
         self,
         store: Store,
         settings: Settings,
         policy: Policy,
         screen: ScreenFunction,
-        *,
-        worker: str,
-        stopping: threading.Event | None = None,
-        clock: Clock = utc_now,
-        grace_seconds: float = GRACE_SECONDS,
-        exit_process: Exit = os._exit,
-        beat: Beat = no_pulse,
+        **told: Unpack[Told],
     ) -> None:
-        super().__init__(
-            store,
-            settings,
-            worker=worker,
-            grace_seconds=grace_seconds,
-            stopping=stopping,
-            clock=clock,
-            exit_process=exit_process,
-            beat=beat,
-        )
+        super().__init__(store, settings, **told)
         self.policy = policy
         self.screen = screen
 
@@ -110,8 +94,7 @@ class JobRunner(Runner[Outcome]):
         """Whether a job waits that was rung for since then."""
         return work.unheard(session, since=since)
 
-    def _run(self, number: int) -> Outcome:
-        job_id = number
+    def _run(self, job_id: int, /) -> Outcome:
         if self.stopping.is_set():
             return Outcome.NOT_CLAIMED
         taken = self._claim(job_id)

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Required, Self, TypedDict, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -37,8 +37,21 @@ Exit = Callable[[int], None]
 Ending = TypeVar("Ending")  # what became of one ring of the bell
 
 
+class Told(TypedDict, total=False):
+    """Who a runner is, and what it does otherwise than by default."""
+
+    worker: Required[str]
+    grace_seconds: float
+    stopping: threading.Event | None
+    clock: Clock
+    exit_process: Exit
+    beat: Beat
+
+
 class Runner(ABC, Generic[Ending]):
     """Takes what the bell names, one at a time, with one worker's store and settings."""
+
+    patience: ClassVar[float]  # seconds that its work has to come to an end after SIGTERM, unless told otherwise
 
     def __init__(
         self,
@@ -46,7 +59,7 @@ class Runner(ABC, Generic[Ending]):
         settings: Settings,
         *,
         worker: str,
-        grace_seconds: float,
+        grace_seconds: float | None = None,
         stopping: threading.Event | None = None,
         clock: Clock = utc_now,
         exit_process: Exit = os._exit,
@@ -57,7 +70,7 @@ class Runner(ABC, Generic[Ending]):
         self.worker = worker
         self.stopping = stopping or threading.Event()
         self.clock = clock
-        self.grace_seconds = grace_seconds
+        self.grace_seconds = self.patience if grace_seconds is None else grace_seconds
         self.exit_process = exit_process
         self.beat = beat
         self.busy = False
@@ -81,29 +94,43 @@ class Runner(ABC, Generic[Ending]):
         """Whether something waits that was rung for since then."""
 
     @abstractmethod
-    def _run(self, number: int) -> Ending: ...
+    def _run(self, number: int, /) -> Ending: ...
 
 
-class Watch(ABC):
-    """Watches over one piece of work from a thread of its own; a context manager around the work."""
+class Beside(ABC):
+    """A thread beside the main one, for as long as the context manager lasts."""
 
-    def __init__(self, name: str, *, grace_seconds: float, beat_seconds: float) -> None:
+    def __init__(self, name: str) -> None:
         self._ended = threading.Event()
-        self._mutex = threading.Lock()
-        self._grace_seconds = grace_seconds
-        self._beat_seconds = beat_seconds
-        self._began = time.monotonic()
-        self._leave_at: float | None = None
         self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
 
     def __enter__(self) -> Self:
-        self._began = time.monotonic()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+
+    @abstractmethod
+    def _watch(self) -> None:
+        """Look, again and again, until `_ended` is set."""
+
+
+class Watch(Beside):
+    """Watches over one piece of work."""
+
+    def __init__(self, name: str, *, grace_seconds: float, beat_seconds: float) -> None:
+        super().__init__(name)
+        self._mutex = threading.Lock()
+        self._grace_seconds = grace_seconds
+        self._beat_seconds = beat_seconds
+        self._began = time.monotonic()
+        self._leave_at: float | None = None
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        return super().__enter__()
 
     def _watch(self) -> None:
         next_beat = self._began + self._beat_seconds
@@ -136,41 +163,18 @@ def leave(exit_process: Exit, code: int) -> None:
     exit_process(code)
 
 
-class Hearing(Protocol):
-    """A runner, as far as its ears are concerned."""
-
-    store: Store
-    stopping: threading.Event
-    exit_process: Exit
-    beat: Beat
-    busy: bool
-    idle_since: datetime | None
-
-    def unheard(self, session: Session, since: datetime) -> bool:
-        """Whether something waits that was rung for since then."""
-
-
-class Ears:
-    """Ends a process that no longer hears the bell; a context manager around its service.
+class Ears(Beside):
+    """Ends a process that no longer hears the bell.
 
     A consumer may lose its broker connection in a way that its library does not notice, and then sits idle beside
     a full queue for ever. The sign: idle for a while, all of it with a job waiting that was rung for since.
     Until then each look is a beat of the pulse: the process works (the guard bounds for how long), or it hears.
     """
 
-    def __init__(self, runner: Hearing, patience_seconds: float = DEAF_SECONDS) -> None:
+    def __init__(self, runner: Runner[Any], patience_seconds: float = DEAF_SECONDS) -> None:
+        super().__init__("ears")
         self._runner = runner
         self._patience_seconds = patience_seconds
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="ears", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def _watch(self) -> None:
         runner = self._runner

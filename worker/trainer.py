@@ -10,8 +10,6 @@ Imports no torch: the process that waits for a first run stays small.
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -21,18 +19,15 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.domain.states import RunStage
-from service.settings import MIB, Settings
-from service.store.engine import Store
+from service.settings import MIB
 from service.workflow import models, training_files, training_work
-from service.workflow.clock import Clock, utc_now
 from service.workflow.packages import Kept, Library
 from service.workflow.people import By
-from service.workflow.pulse import Beat, no_pulse
 from service.workflow.rules import policy_in_force
 from service.workflow.training import Lost, Outcome, free_bytes
 from service.workflow.training_work import Grip, RunClaim
 from service.workflow.work import StaleToken
-from worker.runner import BEATS_PER_LEASE, EXIT_ENDED, EXIT_RELEASED, Exit, Runner, Watch, leave
+from worker.runner import BEATS_PER_LEASE, EXIT_ENDED, EXIT_RELEASED, Runner, Watch, leave
 
 log = logging.getLogger(__name__)
 
@@ -58,35 +53,13 @@ class Ended(StrEnum):
 class TrainingRunner(Runner[Ended]):
     """Runs training runs with one worker's store and settings."""
 
-    def __init__(
-        self,
-        store: Store,
-        settings: Settings,
-        *,
-        worker: str,
-        stopping: threading.Event | None = None,
-        clock: Clock = utc_now,
-        grace_seconds: float = GRACE_SECONDS,
-        exit_process: Exit = os._exit,
-        beat: Beat = no_pulse,
-    ) -> None:
-        super().__init__(
-            store,
-            settings,
-            worker=worker,
-            grace_seconds=grace_seconds,
-            stopping=stopping,
-            clock=clock,
-            exit_process=exit_process,
-            beat=beat,
-        )
+    patience = GRACE_SECONDS
 
     def unheard(self, session: Session, since: datetime) -> bool:
         """Whether a run waits that was rung for since then."""
         return training_work.unheard(session, since=since)
 
-    def _run(self, number: int) -> Ended:
-        run_id = number
+    def _run(self, run_id: int, /) -> Ended:
         if self.stopping.is_set():
             return Ended.NOT_CLAIMED
         with self.store.transaction() as session:

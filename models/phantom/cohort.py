@@ -19,16 +19,12 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 from rich.console import Console
 from rich.progress import track
 from scipy import ndimage
@@ -43,6 +39,7 @@ from models.phantom.patient import draw
 from models.phantom.render import Rendered, render
 from models.phantom.scanner import scan, scanner_rng
 from models.phantom.settings import Setting
+from models.phantom.side_by_side import side_by_side
 from models.phantom.spine import spine_bounds
 
 FOLDS = 10
@@ -138,12 +135,13 @@ def make_cohort(
         "tbs_kind": "simulated",
     }
     (out / "cohort.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    made = track(_made(members, processes), "rendering", len(members), console=console or Console(stderr=True))
+    made = side_by_side(make_member, members, processes)
+    told = track(made, "rendering", len(members), console=console or Console(stderr=True))
     with (
         (out / "cohort.csv").open("w", newline="", encoding="utf-8") as table,
         (out / "parameters.csv").open("w", newline="", encoding="utf-8") as shapes,
     ):
-        _write(made, csv.DictWriter(table, COLUMNS), csv.DictWriter(shapes, PARAMETERS))
+        _write(told, csv.DictWriter(table, COLUMNS), csv.DictWriter(shapes, PARAMETERS))
     return out
 
 
@@ -156,22 +154,6 @@ def _write(
     for rows, parameters in made:
         table.writerows(rows)
         shapes.writerows(parameters)
-
-
-def _made(members: Sequence[Member], processes: int | None) -> Iterator[tuple[list[Row], list[Row]]]:
-    """Each member's rows of cohort.csv and parameters.csv, in the members' order."""
-    workers = min(processes or os.cpu_count() or 1, len(members))
-    if workers == 1:
-        yield from map(make_member, members)
-        return
-    # spawned, not forked: the caller may hold threads (a progress bar, torch)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
-        yield from pool.map(make_member, members, chunksize=2)
-
-
-def _one_thread() -> None:
-    """Each process has a core to itself; a numerical library's own threads would only get in the way."""
-    threadpoolctl.threadpool_limits(1)
 
 
 def make_member(member: Member) -> tuple[list[Row], list[Row]]:

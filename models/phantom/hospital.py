@@ -16,15 +16,11 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-import multiprocessing
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import threadpoolctl
 from rich.console import Console
 from rich.progress import track
 
@@ -34,6 +30,7 @@ from models.phantom.cohort import SEED_STEP
 from models.phantom.freeze import fingerprint
 from models.phantom.patient import draw
 from models.phantom.settings import Setting
+from models.phantom.side_by_side import side_by_side
 from models.phantom.study import TRUTH_FILE, save_truth, write_ct
 
 SCANNER: Mapping[str, Setting] = {"vendor": "ge", "mineral_gain": 1.15, "slice_mm": 3.0}
@@ -89,8 +86,9 @@ def make_hospital(
     _same_hospital(out / HOSPITAL_FILE, facts)
     (out / HOSPITAL_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     places = [_place(seed * SEED_STEP + number, given, out) for number in range(patients)]
-    made = track(_made(places, processes), "patients", len(places), console=console or Console(stderr=True))
-    exams, mixed = mixed_up(list(made), mix_up, seed)
+    made = side_by_side(make_resident, places, processes)
+    told = track(made, "patients", len(places), console=console or Console(stderr=True))
+    exams, mixed = mixed_up(list(told), mix_up, seed)
     write_dxa(exams, out / DXA_FILE)
     facts |= {"patients": patients, "mixed_up": mixed}
     (out / HOSPITAL_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -162,21 +160,6 @@ def _same_hospital(file: Path, facts: Mapping[str, object]) -> None:
 def _place(seed: int, settings: Mapping[str, Setting], out: Path) -> Place:
     patient = resident(seed, settings)  # refuses what is impossible before anybody is rendered
     return Place(seed, tuple(settings.items()), out / PATIENTS / patient.patient_id)
-
-
-def _made(places: Sequence[Place], processes: int | None) -> Iterator[Exam]:
-    """Each patient's exam, in order, once its CT stands."""
-    workers = min(processes or os.cpu_count() or 1, len(places))
-    if workers == 1:
-        yield from map(make_resident, places)
-        return
-    # spawned, not forked: the caller may hold threads (a progress bar, torch)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread) as pool:
-        yield from pool.map(make_resident, places)
-
-
-def _one_thread() -> None:
-    threadpoolctl.threadpool_limits(1)
 
 
 def make_resident(place: Place) -> Exam:

@@ -154,7 +154,7 @@ def _above_attenuation(report: Report) -> Check:
     if own is None or disc is None:
         return _unknown("the correlation with BMD")
     text = f"Correlation with BMD {own:.2f}; that of CT attenuation on the same vertebrae is {disc:.2f}."
-    return Check(Code.GATE_BELOW_ATTENUATION, 0 < own >= disc, text)  # below 0 either knows nothing
+    return Check(Code.GATE_BELOW_ATTENUATION, own > 0 and own >= disc, text)  # below 0 neither knows anything
 
 
 # --- 3. is it as good as what is in force, for everybody? -------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from models.spine_training import (
     Case,
     TrainingConfig,
+    _shell_and_marrow,
     batches,
     class_indices,
     learning_rate,
@@ -172,3 +173,16 @@ def test_resampling_keeps_the_ends_and_normalising_the_window() -> None:
     scaled = normalise(torch.tensor([-3000.0, COARSE.mean_hu, 9000.0]), COARSE)
     low, high = ((edge - COARSE.mean_hu) / COARSE.std_hu for edge in COARSE.window_hu)
     assert scaled.tolist() == pytest.approx([low, 0.0, high])
+
+
+def test_shells_and_marrow_are_recoloured_apart() -> None:
+    bone = torch.zeros((1, 1, 24, 24, 24), dtype=torch.bool)
+    bone[..., 6:18, 6:18, 6:18] = True
+    ratios = []
+    for seed in range(12):
+        factor = _shell_and_marrow(bone, np.random.default_rng(seed))
+        assert factor.shape == bone.shape
+        assert bool((factor > 0).all())
+        ratios.append(float(factor[0, 0, 12, 12, 12] / factor[0, 0, 6, 12, 12]))
+    assert min(ratios) < 0.7
+    assert max(ratios) > 1.1

@@ -203,6 +203,17 @@ def test_the_page_says_why_no_run_can_start(tmp_path: Path) -> None:
         assert site.client.post("/training", data={**form, "csrf": "no"}).status_code == 403
 
 
+def test_a_refit_by_the_page_takes_no_configuration_whatever_the_form_says(site: Installation) -> None:
+    page = site.client.get("/training").text
+    assert "the model in force, its readout alone" in page
+    form = {"csrf": token(page), "reason": "a new scanner", "start": "refit", "configuration": "osteogate"}
+    form |= {"people": "digital"}
+    sent = site.client.post("/training", data=form, follow_redirects=False)
+    assert (sent.status_code, sent.headers["location"]) == (303, "/training/1")
+    run = site.client.get("/api/v1/training-runs/1").json()
+    assert (run["start"], run["configuration"]) == ("refit", "as-in-force")
+
+
 def test_a_run_by_the_page_with_its_curves(site: Installation) -> None:
     page = site.client.get("/training").text
     assert 'href="/training"' in page
