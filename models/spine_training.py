@@ -24,6 +24,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -200,6 +201,9 @@ def _recolour(hu: Tensor, classes: Tensor, config: SpineUNetConfig, dice: np.ran
         hu = torch.where(bone, hu * float(dice.uniform(0.6, 1.5)) + float(dice.uniform(-40, 60)), hu)
     if dice.random() < 0.5:  # how much denser a bone's shell is than its marrow, and some parts than others
         hu = torch.where(bone, hu * _shell_and_marrow(bone, dice), hu)
+    if dice.random() < 0.5:  # arches and processes: mostly darker than the phantom's, whose shells are thick
+        arches = _arches(bone)
+        hu = torch.where(bone, hu + arches * (hu * float(dice.uniform(-0.6, 0.1)) + float(dice.uniform(-50, 20))), hu)
     if dice.random() < 0.5:  # soft tissue: slow clouds, as of organs that the phantom does not have
         soft = (hu > -150) & (classes == 0)
         hu = torch.where(soft, hu + _clouds(hu.shape, dice) * float(dice.uniform(0, 45)), hu)
@@ -241,6 +245,13 @@ def _shell_and_marrow(bone: Tensor, dice: np.random.Generator) -> Tensor:
     return torch.lerp(torch.full_like(core, shell), torch.full_like(core, marrow), core) * torch.exp(
         float(dice.uniform(0, 0.4)) * _clouds(bone.shape, dice)
     )
+
+
+def _arches(bone: Tensor) -> Tensor:
+    """How far each voxel lies outside of vertebral bodies, 0 to 1: a body is what holds a cube of bone, and a rim."""
+    held = ndimage.uniform_filter(bone[0, 0].float().numpy(), 7) > 0.95
+    body = ndimage.maximum_filter(held, 9).astype(np.float32)
+    return 1 - torch.from_numpy(ndimage.uniform_filter(body, 5))[None, None]
 
 
 def _foreign_bone(hu: Tensor, classes: Tensor, config: SpineUNetConfig, dice: np.random.Generator) -> Tensor:

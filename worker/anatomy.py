@@ -407,13 +407,13 @@ def _qualities(
 ) -> dict[str, Quality]:
     """What the outline of each level is worth, of those whose body was found."""
     whole = {label: shape.volume_ml for label, shape in shapes.items() if not shape.cut}
-    margins = segmentation.margins or {}
+    overlaps = segmentation.overlaps or {}
     found = {}
     for name, label in LEVEL_IDS.items():
         body = findings.bodies.get(label)
         if body is None:
             continue
-        seen = traits(volume, segmentation.labels, body.vertebra, whole, margins.get(label))
+        seen = traits(volume, segmentation.labels, body.vertebra, whole, overlaps.get(label))
         quality = shipped().judge(seen, segmentation.sha256)
         if quality is not None:
             found[name] = quality

@@ -126,7 +126,7 @@ class Pipeline:
             volume = load_dicom(request.paths)
         measurements, segmentation = self.run(volume, request.artefacts_dir, watch, request.segmentation, request.kept)
         with watch.stage("keep"):
-            kept = (segmentation.labels, LEVEL_NAMES.keys(), segmentation.margins)
+            kept = (segmentation.labels, LEVEL_NAMES.keys(), segmentation.overlaps)
             artefacts.keep_labels(request.artefacts_dir, *kept)
         return measurements
 

@@ -44,11 +44,11 @@ def sources(folder: Path) -> list[str]:
 
 
 def keep_labels(
-    folder: Path, labels: NDArray[np.uint8], wanted: Collection[int], margins: Mapping[int, float] | None = None
+    folder: Path, labels: NDArray[np.uint8], wanted: Collection[int], overlaps: Mapping[int, float] | None = None
 ) -> bool:
     """Keep uint8 [k, j, i] labels on the sorted slices where any of the wanted ids is among them; whether it is.
 
-    `margins`: how clearly a network decided on each label, where one did.
+    `overlaps`: the Dice that a network expects of each of its labels, where one outlined them.
     """
     values: set[int] = set()
     for plane in labels:  # by slice: a whole volume would be widened to 8 bytes a voxel
@@ -56,8 +56,8 @@ def keep_labels(
     if values.isdisjoint(wanted):
         return False
     content = io.BytesIO()
-    leads = np.array(sorted((margins or {}).items()), dtype=np.float64).reshape(-1, 2)
-    np.savez_compressed(content, labels=labels, margins=leads)
+    expected = np.array(sorted((overlaps or {}).items()), dtype=np.float64).reshape(-1, 2)
+    np.savez_compressed(content, labels=labels, overlaps=expected)
     write_durably(folder / LABELS, content.getvalue())
     return True
 
@@ -72,15 +72,15 @@ def labels(folder: Path) -> NDArray[np.uint8]:
         return np.asarray(kept["labels"], dtype=np.uint8)
 
 
-def margins(folder: Path) -> dict[int, float]:
-    """How clearly a network decided on each label that was kept; empty where none did.
+def overlaps(folder: Path) -> dict[int, float]:
+    """The Dice that a network expects of each label that was kept; empty where none outlined them.
 
     Raises:
         OSError, ValueError, zipfile.BadZipFile: the file is absent or damaged.
     """
     with (folder / LABELS).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-        leads = kept["margins"] if "margins" in kept.files else np.zeros((0, 2))  # none in earlier versions' files
-    return {int(label): float(lead) for label, lead in leads}
+        expected = kept["overlaps"] if "overlaps" in kept.files else np.zeros((0, 2))  # none in earlier versions' files
+    return {int(label): float(overlap) for label, overlap in expected}
 
 
 def write_durably(path: Path, content: bytes) -> None:

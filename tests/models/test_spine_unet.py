@@ -14,6 +14,7 @@ import torch
 from models.spine_training import (
     Case,
     TrainingConfig,
+    _arches,
     _shell_and_marrow,
     batches,
     class_indices,
@@ -186,3 +187,14 @@ def test_shells_and_marrow_are_recoloured_apart() -> None:
         ratios.append(float(factor[0, 0, 12, 12, 12] / factor[0, 0, 6, 12, 12]))
     assert min(ratios) < 0.7
     assert max(ratios) > 1.1
+
+
+def test_arches_are_told_from_bodies() -> None:
+    bone = torch.zeros((1, 1, 40, 48, 40), dtype=torch.bool)
+    bone[..., 10:30, 20:40, 8:32] = True  # a body
+    bone[..., 14:22, 4:16, 18:21] = True  # a spinous process behind it
+    arches = _arches(bone)
+    assert arches.shape == bone.shape
+    assert float(arches[..., 20, 30, 20]) == 0.0
+    assert float(arches[..., 10:30, 20:40, 8:32].mean()) < 0.1
+    assert float(arches[..., 18, 6, 19]) == 1.0

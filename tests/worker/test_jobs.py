@@ -141,7 +141,7 @@ def test_kept_outlines_and_their_new_names_are_handed_over(bench: Bench) -> None
     assert first is None
     assert second is not None
     found = second.segment(Volume(np.zeros((60, 4, 4), np.float32), np.eye(4)))
-    assert (np.unique(found.labels).tolist(), found.margins) == ([29], {29: 0.9})  # L2 is L3
+    assert (np.unique(found.labels).tolist(), found.overlaps) == ([29], {29: 0.9})  # L2 is L3
     assert (found.segmenter, found.sha256) == ("fake", "0" * 64)
     assert second.told({29}).levels == {"L2": "L3"}
     assert [(row.revision, row.superseded) for row in bench.results()] == [(1, True), (2, False)]

@@ -220,7 +220,7 @@ def test_kept_outlines_are_measured_again_under_a_persons_names(
     assert "named by dr" in measured.anatomy.notes[0]
     assert measured.anatomy.numbering is Numbering.CERTAIN, measured.anatomy.notes
     assert [level.level for level in measured.valid_levels()] == ["L1", "L2", "L3", "L4"]
-    assert artefacts.margins(second) == {29: 0.5}
+    assert artefacts.overlaps(second) == {29: 0.5}
     assert np.array_equal(artefacts.labels(second), truth)
 
 

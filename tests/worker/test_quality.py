@@ -13,7 +13,7 @@ import torch
 
 from models.crop import locate
 from worker.segmentation import Segmentation
-from worker.segmentation.margins import CHUNK, label_margins
+from worker.segmentation.overlap import CHUNK, expected_overlaps
 from worker.segmentation.quality import (
     CALIBRATION,
     FEATURES,
@@ -30,15 +30,17 @@ from worker.segmentation.quality.__main__ import calibrate, lenient_limit, sure_
 from worker.segmentation.quality.cases import Case, collect
 from worker.volume import Volume
 
-SOUND = Traits(margin=0.9, symmetry=0.8, size=0.05, edge=0.92)
+SOUND = Traits(overlap=0.9, symmetry=0.8, size=0.05, edge=0.92)
 OURS, THEIRS = "a" * 64, "b" * 64
 
 
-def test_the_margin_is_the_lead_of_the_winner_where_it_won() -> None:
+def test_the_expected_dice_is_that_of_the_networks_own_probabilities() -> None:
     logits = torch.full((3, 2 * CHUNK + 1, 2, 2), -50.0)
     logits[0], logits[1, :5], logits[1, 5:7] = 0.0, 50.0, float(np.log(3.0))  # 5 planes beyond doubt, 2 by 3 : 1
-    found = label_margins(logits, {1: 31, 2: 30})
-    assert found == {31: pytest.approx((5 * 1.0 + 2 * 0.5) / 7)}
+    assert expected_overlaps(logits, {1: 31, 2: 30}) == {31: pytest.approx(2 * 6.5 / (7 + 6.5))}
+    logits[1, 7] = float(np.log(2 / 3))  # a plane that it half believes in, left out: 0.4 of it is missed
+    assert expected_overlaps(logits, {1: 31})[31] == pytest.approx(2 * 6.5 / (7 + 6.9))
+    assert expected_overlaps(logits, {1: 31}, timidity=0.5)[31] == pytest.approx(2 * 6.9 / (8 + 6.9))  # taken in
 
 
 def block(shift: int = 0) -> tuple[Volume, np.ndarray]:
@@ -61,7 +63,7 @@ def test_bone_that_ends_elsewhere_than_its_outline_is_seen() -> None:
     right, moved, far = seen(0), seen(2), seen(6)
     assert right.edge == pytest.approx(1.0)
     assert right.size == 0.0
-    assert right.margin is None
+    assert right.overlap is None
     assert right.edge > moved.edge > far.edge
 
 
@@ -89,13 +91,13 @@ def test_one_half_is_the_limit_whatever_the_curves_probability_there() -> None:
             assert (scale.value(found) >= GOOD) == (scale.probability(found) >= limit)
 
 
-def test_a_margin_counts_only_for_the_weights_that_it_was_calibrated_with() -> None:
+def test_an_expectation_counts_only_for_the_weights_that_it_was_calibrated_with() -> None:
     both = Calibration(curve("network", OURS, 0.5), curve("outline", None, 0.5))
     for found, weights, basis in ((SOUND, OURS, "network"), (SOUND, THEIRS, "outline")):
         quality = both.judge(found, weights)
         assert quality is not None
         assert quality.basis == basis
-    unknown = both.judge(replace(SOUND, margin=None), OURS)
+    unknown = both.judge(replace(SOUND, overlap=None), OURS)
     assert unknown is not None
     assert unknown.basis == "outline"
     assert Calibration(both.network, None).judge(SOUND, THEIRS) is None
@@ -106,7 +108,7 @@ def test_the_shipped_calibration_reads_and_tells_sound_from_spoilt() -> None:
     stored = json.loads(CALIBRATION.read_text(encoding="utf-8"))
     assert stored["made"]["patients"] > 0
     for sound, edge in ((True, 0.92), (False, 0.5)):
-        quality = shipped().judge(replace(SOUND, margin=None, edge=edge), THEIRS)
+        quality = shipped().judge(replace(SOUND, overlap=None, edge=edge), THEIRS)
         assert quality is not None
         assert (quality.value >= GOOD) is sound
 
@@ -135,8 +137,8 @@ def made_up(seed: int, weights: str) -> Iterator[Case]:
             bad = source == "spoilt" or (source == "strained" and bool(rng.integers(2)))
             dice = rng.uniform(0.5, 0.75) if bad else rng.uniform(0.92, 0.98)
             own = source in ("network", "strained")
-            margin = None if not own else (rng.uniform(0.3, 0.5) if bad else rng.uniform(0.8, 0.95))
-            found = Traits(margin, 0.8, rng.uniform(0, 0.1), rng.uniform(0.4, 0.6) if bad else rng.uniform(0.85, 0.95))
+            overlap = None if not own else (rng.uniform(0.3, 0.5) if bad else rng.uniform(0.8, 0.95))
+            found = Traits(overlap, 0.8, rng.uniform(0, 0.1), rng.uniform(0.4, 0.6) if bad else rng.uniform(0.85, 0.95))
             yield Case(seed, source, "", level, found, float(dice), weights if own else None)
 
 

@@ -36,8 +36,8 @@ class Segmentation:
     second_opinion: Mapping[int, Point] | None = (
         None  # level id -> centroid by the coarse network; None: none was asked
     )
-    margins: Mapping[int, float] | None = (
-        None  # level id -> how clearly the network decided, 0..1; None: no network did
+    overlaps: Mapping[int, float] | None = (
+        None  # level id -> the Dice that the network itself expects of it, 0..1; None: no network outlined it
     )
 
 

@@ -23,9 +23,9 @@ from torch.nn import functional
 from worker.segmentation.base import L1, L5, L6, S1, SACRUM, LabelArray, Point, Segmentation, SegmentationError
 from worker.segmentation.cleaning import clean, largest_part
 from worker.segmentation.grid import Shape, enlarged, nearest, shape_at, shrink
-from worker.segmentation.margins import label_margins
 from worker.segmentation.network import Network, load_network
 from worker.segmentation.orientation import Turn
+from worker.segmentation.overlap import BACKGROUND, expected_overlaps
 from worker.segmentation.weights import Task, WeightsError, WeightsFolder, verify
 from worker.volume import Volume
 
@@ -37,7 +37,6 @@ SMALLEST_PART_VOXELS = 8  # of a level at 6 mm: less than this is no second opin
 # Our own networks are timid at processes and edges. On six digital patients this costs nothing (Dice 0.9412, without it
 # 0.9405); on the one real CT it gave 0.836 instead of 0.813. Looked at 0.4, 0.7 and 1.0, both in view.
 TIMIDITY = 0.7  # taken off the background's logit
-BACKGROUND = 0  # its class
 
 Box = tuple[slice, slice, slice]
 Spacing = tuple[float, float, float]  # mm along (z, y, x)
@@ -91,23 +90,23 @@ class Cascade:
         opinion = _centroids(coarse, volume)
         box = lumbar_box(coarse, volume, MARGIN_ALONG_MM)
         timings["coarse"] = time.perf_counter() - started
-        labels, margins = np.zeros(volume.hu.shape, dtype=np.uint8), dict[int, float]()
+        labels, overlaps = np.zeros(volume.hu.shape, dtype=np.uint8), dict[int, float]()
         if box is not None:
             started = time.perf_counter()
             core = lumbar_box(coarse, volume, MARGIN_MM) or box
-            labels[box] = self.labels_in(volume, box, core, margins)
+            labels[box] = self.labels_in(volume, box, core, overlaps)
             labels[box] = clean(labels[box], abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000.0)
             timings["fine"] = time.perf_counter() - started
-        return Segmentation(labels, self.name, self.sha256, timings, opinion, margins)
+        return Segmentation(labels, self.name, self.sha256, timings, opinion, overlaps)
 
-    def labels_in(self, volume: Volume, box: Box, core: Box, margins: dict[int, float] | None = None) -> LabelArray:
-        """The fine network's labels [k, j, i] of the box, not cleaned; `margins` is filled with how clear each was.
+    def labels_in(self, volume: Volume, box: Box, core: Box, overlaps: dict[int, float] | None = None) -> LabelArray:
+        """The fine network's labels [k, j, i] of the box, not cleaned; `overlaps` is filled with what it expects.
 
         What a tile holds sways its answer, so TotalSegmentator's labels need its own box, the core: L1-L5 with 20 mm
         around. The neighbours that the level checks look at, beyond it, are then outlined apart, in smaller tiles.
         """
         if self.task is None:
-            return self._smooth(volume, box, margins)
+            return self._smooth(volume, box, overlaps)
         labels = np.zeros(volume.hu[box].shape, dtype=np.uint8)
         labels[_within(box, core)] = self._as_theirs(volume, core, self.task, self.fine)
         for look, keep in neighbours(box, core, volume):
@@ -124,13 +123,13 @@ class Cascade:
         turn, image = self._image(self.coarse, volume, EVERYTHING, spacing_mm)
         return turn.to_volume(_labels_at(self.coarse, image, spacing_mm))
 
-    def _smooth(self, volume: Volume, box: Box, margins: dict[int, float] | None = None) -> LabelArray:
+    def _smooth(self, volume: Volume, box: Box, overlaps: dict[int, float] | None = None) -> LabelArray:
         """Labels [k, j, i] from logits that are enlarged to the CT's grid: nearer to the truth than enlarged labels."""
         turn, image = self._image(self.fine, volume, box, self.fine.spacing_mm)
         shape = turn.shape_to_network(_shape(volume.hu[box]))
         logits = self.fine.logits_of(image)
-        if margins is not None:
-            margins.update(label_margins(logits, self.fine.label_ids))
+        if overlaps is not None:
+            overlaps.update(expected_overlaps(logits, self.fine.label_ids, TIMIDITY))
         logits[BACKGROUND] -= TIMIDITY
         return turn.to_volume(_winners(logits, self.fine.label_ids, shape, align_corners=True))
 

@@ -42,9 +42,9 @@ class KeptLabels:
         names: LabelArray = np.zeros(256, dtype=np.uint8)
         for old, new in (*((one, one) for one in FIXED), *self._ids()):
             names[old] = new
-        margins = {int(names[old]): lead for old, lead in artefacts.margins(self.folder).items() if names[old]}
+        overlaps = {int(names[old]): one for old, one in artefacts.overlaps(self.folder).items() if names[old]}
         timings = {"kept": time.perf_counter() - started}
-        return Segmentation(names[labels], self.name, self.sha256, timings, margins=margins or None)
+        return Segmentation(names[labels], self.name, self.sha256, timings, overlaps=overlaps or None)
 
     def told(self, volume_labels: set[int]) -> Renumbering:
         """The renumbering, of the levels that these outlines hold."""

@@ -1,12 +1,12 @@
 """How good one outlined vertebra probably is: a value in [0, 1], of which one half and more is "good".
 
-The value comes from what can be seen without the truth: how clearly the network decided (its margin), whether the
+The value comes from what can be seen without the truth: how far the network believes its own outline, whether the
 outline looks like a vertebra (shape), and whether bone ends where it ends (intensity). What these are worth was
 calibrated on digital patients, where the truth is known: `python -m worker.segmentation.quality calibrate` writes
 `calibration.json`, and the scale is laid so that one half is its limit (models/SEGMENTATION.md).
 
-A margin means something only for the network that it was calibrated with, so that part names its weights by their
-SHA-256: there one half and more means a Dice of 0.9 in 99 % of the calibration's cases. Any other outline
+What a network believes means something only for the network that was calibrated, so that part names its weights by
+their SHA-256: there one half and more means a Dice of 0.9 in 99 % of the calibration's cases. Any other outline
 (TotalSegmentator's, a person's, a supplied one's) is judged by shape and intensity alone, which tell an outline from a
 spoilt one and no more: there one half is what 99 % of the calibration's outlines with a Dice of 0.9 reach. The result
 says which of the two it was.
@@ -35,7 +35,7 @@ from worker.volume import Volume
 CALIBRATION = Path(__file__).resolve().parent / "calibration.json"
 NETWORK, OUTLINE = "network", "outline"  # what a value rests on
 FEATURES: Mapping[str, tuple[str, ...]] = {
-    NETWORK: ("margin", "symmetry", "size", "edge"),
+    NETWORK: ("overlap", "symmetry", "size", "edge"),
     OUTLINE: ("size", "edge"),  # symmetry differs between digital patients and people: 0.78 and 0.83 with good outlines
 }
 GOOD = 0.5  # by construction of the scale
@@ -51,14 +51,14 @@ FloatArray = npt.NDArray[np.float64]
 class Traits:
     """What one outline shows of its own quality, none of it in HU: bone may be dense or sparse."""
 
-    margin: float | None  # the network's mean lead over the next name, 0..1; None where no network is known
+    overlap: float | None  # the Dice that the network itself expects, 0..1; None where no network is known
     symmetry: float  # share of the vertebra that its mirror image covers, 0..1
     size: float  # |ln| of its volume over the median of the other lumbar vertebrae's
     edge: float  # chance that a voxel inside of its surface is denser than one outside of it, 0..1
 
 
 def traits(
-    volume: Volume, labels: LabelArray, vertebra: Vertebra, volumes_ml: Mapping[int, float], margin: float | None
+    volume: Volume, labels: LabelArray, vertebra: Vertebra, volumes_ml: Mapping[int, float], overlap: float | None
 ) -> Traits:
     """The traits of one vertebra.
 
@@ -67,12 +67,12 @@ def traits(
         labels: uint8 [k, j, i] on its grid.
         vertebra: found in these labels.
         volumes_ml: class id -> volume of every vertebra that is wholly in view.
-        margin: the network's, where there is one.
+        overlap: the network's expectation, where there is one.
     """
     others = [ml for label, ml in volumes_ml.items() if label != vertebra.label_id and _lumbar(label)]
     own = volumes_ml.get(vertebra.label_id, 0.0)
     size = abs(float(np.log(own / np.median(others)))) if own > 0 and len(others) >= 2 else 0.0
-    return Traits(margin, float(vertebra.symmetry), size, _edge(volume, labels, vertebra))
+    return Traits(overlap, float(vertebra.symmetry), size, _edge(volume, labels, vertebra))
 
 
 def _lumbar(label: int) -> bool:
@@ -157,7 +157,7 @@ class Calibration:
     def judge(self, found: Traits, weights_sha256: str) -> Quality | None:
         """The quality of an outline that these weights made; None where no curve is at hand."""
         network = self.network
-        if network is not None and found.margin is not None and network.weights_sha256 == weights_sha256:
+        if network is not None and found.overlap is not None and network.weights_sha256 == weights_sha256:
             return Quality(network.value(found), NETWORK)
         return None if self.outline is None else Quality(self.outline.value(found), OUTLINE)
 

@@ -35,7 +35,7 @@ from worker.segmentation.quality import (
 )
 from worker.segmentation.quality.cases import Case, collect
 
-# With the network's margin "good" is a claim: a Dice of 0.9 in 99 % of cases. Shape and intensity alone do not tell
+# With the network's own belief "good" is a claim: a Dice of 0.9 in 99 % of cases. Shape and intensity alone do not tell
 # 0.88 from 0.92, so without it nothing is claimed: the limit is what 99 % of outlines of 0.9 pass, and what is below is
 # spoilt (the curve tells outlines of 0.8 from lesser ones).
 GOOD_DICE, SHARE = 0.9, 0.99

@@ -125,16 +125,16 @@ def _levels(seed: int, source: str, how: str, volume: Volume, found: Segmentatio
             continue
         names = np.bincount(truth[found.labels == label], minlength=256)
         names[0] = 0
-        margin = None if found.margins is None else found.margins.get(label)
+        overlap = None if found.overlaps is None else found.overlaps.get(label)
         best = int(names.argmax())
-        overlap = 2.0 * int(names[best]) / (int((truth == best).sum()) + int((found.labels == label).sum()))
+        dice = 2.0 * int(names[best]) / (int((truth == best).sum()) + int((found.labels == label).sum()))
         yield Case(
             seed=seed,
             source=source,
             how=how,
             level=level,
-            traits=traits(volume, found.labels, vertebra, whole, margin),
-            dice=round(overlap if names.any() else 0.0, 4),
+            traits=traits(volume, found.labels, vertebra, whole, overlap),
+            dice=round(dice if names.any() else 0.0, 4),
             weights_sha256=found.sha256 or None,
         )
 
