@@ -15,7 +15,7 @@ from service.web import words
 from service.web.curves import charts
 from service.web.desk import NO_RUN, Desk, Needs
 from service.web.pages import Pages, RowId
-from service.workflow import model, training
+from service.workflow import model, models, training
 
 TRAIN = Depends(Needs(Right.TRAIN))
 SHOWN_LOST = 200
@@ -88,13 +88,20 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
         with desk.store.reading() as session:
             run = training.run(session, run_id)
             curve = training.curve(session, run_id)
+            candidate = models.made_by(session, run.package_sha256) if run is not None else None
         if run is None:
             raise HTTPException(404, NO_RUN)
         if not refresh:
             with desk.store.transaction() as session:
                 desk.note(session, request, "training.view", f"training-run:{run_id}", state=run.state.value)
         resumable = training.resumable(run, desk.clock(), desk.settings.training_keep_seconds)
-        context = {"run": run, "charts": charts(curve), "resumable": resumable, "most": SHOWN_LOST}
+        context = {
+            "run": run,
+            "candidate": candidate,
+            "charts": charts(curve),
+            "resumable": resumable,
+            "most": SHOWN_LOST,
+        }
         return pages.render(request, "training_live.html" if refresh else "training_run.html", context)
 
     @router.post("/training/{run_id}/cancel", dependencies=[TRAIN])

@@ -479,6 +479,12 @@ def show(session: Session, model_id: int) -> ModelLine:
     return _line(_row(session, model_id), _in_force(session)[1])
 
 
+def made_by(session: Session, package_sha256: str | None) -> ModelLine | None:
+    """The model that a training run entered here; None before its end."""
+    row = session.scalar(select(ModelRow).where(ModelRow.sha256 == package_sha256))
+    return _line(row, _in_force(session)[1]) if row is not None else None
+
+
 def find(session: Session, told: str) -> int:
     """The id of the model that a person means: its id, its name with version, or the beginning of its hash.
 

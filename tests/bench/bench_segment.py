@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ SEED = 880_000_001  # of no training cohort
 SPACING_MM = 1.5  # of the digital CT
 EQUAL = 0.995  # Dice per level
 ROIS = [f"vertebrae_L{number}" for number in range(1, 6)]
+THEIR_PROGRAM = ("totalsegmentator.python_api", "totalsegmentator.nnunet", "nnunetv2.inference.predict_from_raw_data")
 SLICES, ROWS = 2000, 512
 GIB = 1024**3
 
@@ -117,7 +119,7 @@ def equal(folder: Path, volume: Volume) -> Table:
     table = Table(title=f"one study, {volume.hu.shape}, the same weights, {torch.get_num_threads()} threads")
     for heading in ("", "s", "CPU s"):
         table.add_column(heading, justify="left" if not heading else "right")
-    table.add_row("TotalSegmentator: start-up (imports)", *cells(told["start"]))
+    table.add_row("TotalSegmentator: start-up (imports, without PyTorch's own)", *cells(told["start"]))
     for name, one in zip(("first", "warm"), told["studies"], strict=True):
         table.add_row(f"TotalSegmentator: {name} study", *cells(one))
         table.add_row("  of it inference", *cells(one["inference"]))
@@ -147,7 +149,7 @@ def cascade(weights: Path) -> Cascade:
 
 def run_their_program(ct: Path, out: Path, told_file: Path) -> None:
     """The process that is measured: TotalSegmentator's Python API, two studies."""
-    start = timed(lambda: __import__("totalsegmentator.python_api"))
+    start = timed(lambda: [import_module(name) for name in THEIR_PROGRAM])
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from totalsegmentator.python_api import totalsegmentator
 
@@ -188,7 +190,8 @@ def published(folder: Path, volume: Volume, truth: LabelArray) -> Table:
     fine = timed(lambda: ours.labels_in(volume, box, core))
     patch = torch.randn(ours.fine.tile, generator=torch.Generator().manual_seed(0))
     compiled = timed(lambda: ours.fine.logits_of(patch))
-    eager = timed(lambda: dataclasses.replace(ours.fine, compiled=None).logits_of(patch))
+    plain = dataclasses.replace(ours.fine, compiled=None, precision=torch.float32)
+    eager = timed(lambda: plain.logits_of(patch))
     agree = float((compiled.value.argmax(0) == eager.value.argmax(0)).float().mean())
     sizes = " x ".join(str(round((part.stop - part.start) * SPACING_MM)) for part in core)
     table = Table(title=f"networks of the published size, lumbar box {sizes} mm, {torch.get_num_threads()} threads")
@@ -198,7 +201,7 @@ def published(folder: Path, volume: Volume, truth: LabelArray) -> Table:
         f"coarse network ({engine(ours)})": coarse,
         "fine network: TotalSegmentator's box": theirs,
         "fine network: the box and the neighbours for the level checks": fine,
-        f"one tile of {ours.fine.tile[0]}^3": compiled,
+        f"one tile of {ours.fine.tile[0]}^3 ({engine(ours)})": compiled,
         "one tile, eager fp32 PyTorch": eager,
     }
     for name, one in rows.items():
@@ -305,7 +308,9 @@ def cpu_seconds() -> float:
 
 def engine(ours: Cascade) -> str:
     """What computes the convolutions."""
-    return ours.fine.compiled.name if ours.fine.compiled else f"PyTorch {torch.__version__}"
+    if ours.fine.compiled:
+        return ours.fine.compiled.name
+    return f"PyTorch {torch.__version__} {str(ours.fine.precision).removeprefix('torch.')}"
 
 
 if __name__ == "__main__":

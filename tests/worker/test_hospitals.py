@@ -135,6 +135,7 @@ def retrained(site: Installation, hospital: Hospital, exams: list[Exam], folder:
         assert trainer.run(run["id"]) is Ended.FINISHED, site.client.get(f"{RUNS}/{run['id']}").json()["last_error"]
     done = site.client.get(f"{RUNS}/{run['id']}").json()
     [model] = [one for one in site.client.get(MODELS).json()["models"] if one["sha256"] == done["package_sha256"]]
+    assert f'<a href="/models/{model["id"]}">' in site.client.get(f"/training/{run['id']}").text
     reports = {name: _report(site, done[f"{name}_report"]) for name in ("candidate", "champion")}
     return Outcome(site.client.get(f"{MODELS}/{model['id']}").json(), **reports)
 
