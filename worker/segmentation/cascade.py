@@ -34,8 +34,8 @@ MARGIN_ALONG_MM = 50.0  # up and down: the neighbours (T12, S1) must be seen for
 NEIGHBOUR_MM = 95.0  # that the fine network sees of the lumbar box's end to name a neighbour
 SMALLEST_PART_VOXELS = 8  # of a level at 6 mm: less than this is no second opinion
 
-# Our own networks are timid at processes and edges. On eight digital patients: Dice 0.9427 with nothing taken off, 0.9456
-# with 0.7, 0.9457 with 0.9; on the one real CT, which was in view when it was chosen, 0.836 instead of 0.813.
+# Our own networks are timid at processes and edges. On eight digital patients: Dice 0.9427 with nothing taken off,
+# 0.9456 with 0.7, 0.9457 with 0.9; on the one real CT, in view when it was chosen, 0.836 instead of 0.813.
 TIMIDITY = 0.7  # taken off the background's logit
 
 Box = tuple[slice, slice, slice]
