@@ -24,4 +24,5 @@ def side_by_side(make: Callable[[Item], Made], items: Sequence[Item], processes:
 
 
 def _one_thread() -> None:
+    """Each process has a core to itself; a numerical library's own threads would only get in the way."""
     threadpoolctl.threadpool_limits(1)

@@ -28,6 +28,7 @@ from worker.segmentation.quality import (
 from worker.segmentation.quality import cases as room
 from worker.segmentation.quality.__main__ import calibrate, lenient_limit, sure_limit, table
 from worker.segmentation.quality.cases import Case, collect
+from worker.segmentation.weights import BUILT_IN, verify
 from worker.volume import Volume
 
 SOUND = Traits(overlap=0.9, symmetry=0.8, size=0.05, edge=0.92)
@@ -110,6 +111,18 @@ def test_the_shipped_calibration_reads_and_tells_sound_from_spoilt() -> None:
     for sound, edge in ((True, 0.92), (False, 0.5)):
         quality = shipped().judge(replace(SOUND, overlap=None, edge=edge), THEIRS)
         assert quality is not None
+        assert (quality.value >= GOOD) is sound
+
+
+def test_the_shipped_claim_belongs_to_the_shipped_networks() -> None:
+    """New weights take a new calibration: without it every outline of ours would silently be judged as anybody's."""
+    network = shipped().network
+    assert network is not None
+    assert network.weights_sha256 == verify(BUILT_IN).sha256
+    for sound, overlap in ((True, 0.97), (False, 0.90)):
+        quality = shipped().judge(replace(SOUND, overlap=overlap), verify(BUILT_IN).sha256)
+        assert quality is not None
+        assert quality.basis == "network"
         assert (quality.value >= GOOD) is sound
 
 
