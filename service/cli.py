@@ -724,7 +724,12 @@ def _add_models(commands: Any) -> None:
     train.add_argument(
         "--stop-after-steps", type=int, metavar="N", help="of each network; the package then says that it is unfinished"
     )
-    train.add_argument("--folds", type=_numbers, metavar="F[,F]...", help="train these folds only, now")
+    train.add_argument(
+        "--networks",
+        type=_names,
+        metavar="NAME[,NAME]...",
+        help="train these only, now: fold0, or of separate heads fold0-tbs alone",
+    )
     train.add_argument(
         "--calibration-cohort",
         type=Path,
@@ -801,7 +806,7 @@ def run_train(options: argparse.Namespace) -> int:
         device=find_device(Settings().device),
         resume=options.resume,
         stop_after_steps=options.stop_after_steps,
-        folds=options.folds,
+        networks=options.networks,
         calibration_dir=options.calibration_cohort,
     )
     steps = package.manifest.training
@@ -1152,6 +1157,11 @@ def _pairs(assignments: Sequence[str]) -> dict[str, str]:
 def _numbers(text: str) -> tuple[int, ...]:
     """Whole numbers, separated by commas."""
     return tuple(int(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Words, separated by commas."""
+    return tuple(part.strip() for part in text.split(","))
 
 
 def _until_signalled() -> threading.Event:

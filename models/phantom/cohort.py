@@ -148,7 +148,7 @@ def make_cohort(
 def _write(
     made: Iterable[tuple[list[Row], list[Row]]], table: csv.DictWriter[str], shapes: csv.DictWriter[str]
 ) -> None:
-    """Patient by patient: where a long run is stopped, what is there is a smaller cohort."""
+    """Patient by patient: where a long run is stopped, what is there can be looked at, and is no cohort to train on."""
     table.writeheader()
     shapes.writeheader()
     for rows, parameters in made:

@@ -41,11 +41,20 @@ class Cohort:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
+        """Everything in the folder.
+
+        Raises:
+            ValueError: it holds no vertebra, or fewer patients than cohort.json tells of.
+        """
         with (folder / "cohort.csv").open(newline="", encoding="utf-8") as stream:
             rows = tuple(csv.DictReader(stream))
         if not rows:
             raise ValueError(f"{folder / 'cohort.csv'} holds no vertebra")
         facts = json.loads((folder / "cohort.json").read_text(encoding="utf-8"))
+        there = len({row["patient_id"] for row in rows})
+        if facts.get("patients", there) != there:
+            told = f"{folder} holds {there} of its {facts['patients']} patients"
+            raise ValueError(f"{told}: it is being made, or its making was stopped and has to be run again")
         arrays: dict[str, npt.NDArray[np.int16]] = {}
         for name in dict.fromkeys(row["slabs"] for row in rows):
             with np.load(folder / name, allow_pickle=False) as stored:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -375,7 +375,7 @@ def train(
     device: torch.device | None = None,
     resume: bool = False,
     stop_after_steps: int | None = None,
-    folds: tuple[int, ...] | None = None,
+    networks: tuple[str, ...] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
     initial: ModelPackage | None = None,
@@ -383,8 +383,9 @@ def train(
 ) -> tuple[Trained, ...]:
     """Train the run's networks one after another, each to its end or to `stop_after_steps` of its own steps.
 
-    `folds` names the folds to train now (all by default); `initial` is the package to fine-tune, which the
-    configuration names by its hash. Returns every network that has been trained so far.
+    `networks` names those to train now (all by default): fold0-tbs, or fold0 for every one of that fold. `initial` is
+    the package to fine-tune, which the configuration names by its hash. Returns every network that has been trained so
+    far.
 
     Raises:
         ValueError: `work` holds another run, or one that `resume` was not asked to go on with; a vertebra has no value
@@ -395,8 +396,7 @@ def train(
     config = resolved(config, device)
     cohort.truth(config.targets)
     check_start(config, initial)
-    if unknown := set(folds or ()) - {plan.fold for plan in config.members}:
-        raise ValueError(f"there is no fold {min(unknown)}: they are 0 to {config.cross_folds - 1}")
+    wanted = config.members if networks is None else _named(config.members, networks)
     _begin(work, cohort, config, resume)
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True  # else a resumed run need not be the same
@@ -404,7 +404,7 @@ def train(
     with _progress(console) as progress:
         for plan in config.members:
             checkpoint = work / f"{plan.name}.pt"
-            if folds is None or plan.fold in folds:
+            if plan in wanted:
                 _continue(
                     plan,
                     cohort,
@@ -420,6 +420,14 @@ def train(
             if checkpoint.exists():
                 trained.append(Trained.read(checkpoint, plan, _steps(cohort, plan, config)))
     return tuple(trained)
+
+
+def _named(plans: Sequence[MemberPlan], names: Sequence[str]) -> tuple[MemberPlan, ...]:
+    """The networks of these names, and of these folds."""
+    known = {name for plan in plans for name in (plan.name, f"fold{plan.fold}")}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"there is no network {unknown[0]}: they are {', '.join(plan.name for plan in plans)}")
+    return tuple(plan for plan in plans if plan.name in names or f"fold{plan.fold}" in names)
 
 
 def _continue(

@@ -58,7 +58,7 @@ def train_package(
     device: torch.device | None = None,
     resume: bool = False,
     stop_after_steps: int | None = None,
-    folds: tuple[int, ...] | None = None,
+    networks: tuple[str, ...] | None = None,
     calibration_dir: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     console: Console | None = None,
@@ -69,7 +69,7 @@ def train_package(
     """Cohort folder -> trained, calibrated package at `out`; the run's checkpoints lie beside it, in `out`.run.
 
     `config` may be a shipped configuration's name, or a JSON file with any of TrainingConfig's fields. A run that was
-    stopped (`stop_after_steps`, of each network, or `folds`) makes a package too, which says that it is unfinished;
+    stopped (`stop_after_steps`, of each network, or `networks`) makes a package too, which says that it is unfinished;
     the resumed run's package takes its place. `calibration_dir` is a cohort of its own that sets the intervals.
     `initial` is the package to fine-tune. `created` (now by default) stands in the manifest: a caller that knows when
     its run began gets the same package, hash and all, however often the run was taken up again.
@@ -95,7 +95,7 @@ def train_package(
         device=device,
         resume=resume,
         stop_after_steps=stop_after_steps,
-        folds=folds,
+        networks=networks,
         checkpoint_seconds=checkpoint_seconds,
         console=console,
         initial=initial,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,14 @@ def test_cohort_keeps_rows_and_slabs_together(cohort: Cohort) -> None:
     assert cohort.slabs.shape == (40, 2, 3, 48, 48)
     brightness = cohort.slabs[:, 0, 1, 24, 24].astype(float)
     assert np.corrcoef(brightness, cohort.targets[:, 0])[0, 1] > 0.99
+
+
+def test_a_cohort_in_the_making_is_no_smaller_cohort(folder: Path, tmp_path: Path) -> None:
+    begun = shutil.copytree(folder, tmp_path / "begun")
+    facts = json.loads((begun / "cohort.json").read_text())
+    (begun / "cohort.json").write_text(json.dumps(facts | {"patients": 350}))
+    with pytest.raises(ValueError, match="holds 10 of its 350 patients"):
+        Cohort.read(begun)
 
 
 def test_no_patient_is_in_two_sets(cohort: Cohort) -> None:
@@ -339,8 +348,18 @@ def test_resuming_another_run_is_refused(cohort: Cohort, tmp_path: Path) -> None
     others = dataclasses.replace(cohort, targets=cohort.targets + 1)
     with pytest.raises(ValueError, match="not the run to resume"):
         train(others, tiny_config(), work, resume=True)
-    with pytest.raises(ValueError, match="no fold 3"):
-        train(cohort, tiny_config(), work, resume=True, folds=(3,))
+    with pytest.raises(ValueError, match="no network fold3: they are fold0"):
+        train(cohort, tiny_config(), work, resume=True, networks=("fold3",))
+
+
+def test_networks_are_trained_apart_and_packaged_together(cohort: Cohort, tmp_path: Path) -> None:
+    config = tiny_config(heads="separate")
+    tbs = train(cohort, config, tmp_path / "apart", networks=("fold0-tbs",))
+    assert [one.plan.name for one in tbs] == ["fold0-tbs"]
+    apart = train(cohort, config, tmp_path / "apart", resume=True, networks=("fold0",))
+    together = train(cohort, config, tmp_path / "together")
+    assert [one.plan.name for one in apart] == ["fold0-bmd", "fold0-tbs"]
+    assert all(same_state(one.best, other.best) for one, other in zip(apart, together, strict=True))
 
 
 def test_best_epoch_is_kept_of_the_averaged_weights(cohort: Cohort, tmp_path: Path) -> None:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from models.crop import locate
 from worker.segmentation import Segmentation
-from worker.segmentation.overlap import CHUNK, expected_overlaps
 from worker.segmentation.quality import (
     CALIBRATION,
     FEATURES,
@@ -33,15 +31,6 @@ from worker.volume import Volume
 
 SOUND = Traits(overlap=0.9, symmetry=0.8, size=0.05, edge=0.92)
 OURS, THEIRS = "a" * 64, "b" * 64
-
-
-def test_the_expected_dice_is_that_of_the_networks_own_probabilities() -> None:
-    logits = torch.full((3, 2 * CHUNK + 1, 2, 2), -50.0)
-    logits[0], logits[1, :5], logits[1, 5:7] = 0.0, 50.0, float(np.log(3.0))  # 5 planes beyond doubt, 2 by 3 : 1
-    assert expected_overlaps(logits, {1: 31, 2: 30}) == {31: pytest.approx(2 * 6.5 / (7 + 6.5))}
-    logits[1, 7] = float(np.log(2 / 3))  # a plane that it half believes in, left out: 0.4 of it is missed
-    assert expected_overlaps(logits, {1: 31})[31] == pytest.approx(2 * 6.5 / (7 + 6.9))
-    assert expected_overlaps(logits, {1: 31}, timidity=0.5)[31] == pytest.approx(2 * 6.9 / (8 + 6.9))  # taken in
 
 
 def block(shift: int = 0) -> tuple[Volume, np.ndarray]:

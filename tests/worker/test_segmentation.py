@@ -30,7 +30,7 @@ from worker.segmentation import (
     verify,
 )
 from worker.segmentation.base import L5, LEVEL_IDS, LabelArray
-from worker.segmentation.cascade import EVERYTHING, TIMIDITY, Cascade, lumbar_box
+from worker.segmentation.cascade import Cascade, lumbar_box
 from worker.segmentation.evaluate import dice, levels_right
 from worker.segmentation.network import _pad, gaussian, load_network, precision_for, tiles
 from worker.segmentation.orientation import Turn
@@ -352,28 +352,3 @@ def test_a_gpu_that_is_not_there_is_an_error_not_a_slow_run(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(WeightsError, match="GPU"):
         load_segmenter(None, "cuda")
-
-
-def test_where_background_leads_by_little_our_own_networks_are_taken_for_timid() -> None:
-    """What loses to the background by less than is taken off it is outlined; what loses by more is not."""
-    label = NETWORKS["fine"].classes.index("vertebrae_L3")
-
-    class Fine:
-        spacing_mm, device, label_ids = (2.0, 2.0, 2.0), torch.device("cpu"), {label: 29}
-
-        def normalised(self, hu: torch.Tensor) -> torch.Tensor:
-            return hu
-
-        def logits_of(self, image: torch.Tensor) -> torch.Tensor:
-            logits = torch.full((label + 1, *image.shape), -9.0)
-            logits[0], logits[label] = 0.0, image  # the image says by how much
-            return logits
-
-    hu = np.full((9, 9, 9), -2 * TIMIDITY, dtype=np.float32)
-    hu[2:5], hu[6:] = -TIMIDITY / 2, -1.5 * TIMIDITY
-    volume = Volume(hu, np.array([[0, 0, 2.0, 0], [0, 2.0, 0, 0], [2.0, 0, 0, 0], [0, 0, 0, 1]]))
-    cascade = Cascade("a stand-in", "0" * 64, coarse=Fine(), fine=Fine())  # type: ignore[arg-type]
-    found = cascade.labels_in(volume, EVERYTHING, EVERYTHING)
-    assert set(np.unique(found[2:5])) == {29}
-    assert not found[:2].any()
-    assert not found[5:].any()

@@ -5,9 +5,10 @@
 
 `measure` draws patients in turn without ailment, with a fracture, scoliosis, screws, cement, sclerotic endplates; half
 of them got contrast medium. Only the box around the lumbar spine is rendered, on the very voxels that a CT would have.
-The worker's own code (`worker.anatomy.assess`) looks at each twice: with the true labels, and with labels as automatic
-segmentation gives them (blurred, rough, a little too tight or too wide). One line of JSON a case, so that a run that
-was stopped is a smaller run. `table` counts: sensitivity and specificity with Wilson's 95 % intervals.
+The worker's own code (`worker.anatomy.assess`) looks at each three times: with the true labels, with imperfect ones
+(blurred, rough, a little too tight or too wide), and with the outlines of the built-in networks (`--weights DIR`: of
+others). One line of JSON a case, so that a run that was stopped is a smaller run. `table` counts: sensitivity and
+specificity with Wilson's 95 % intervals.
 
 Thresholds were chosen on seeds from 610000 on; figures are reported on seeds from 700000 on.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ from models.phantom.render import render
 from models.phantom.scanner import scan, scanner_rng
 from models.phantom.settings import Setting
 from models.phantom.spine import spine_bounds
+from models.spine_unet import LABEL_IDS
 from service.domain.reasons import Code
 from service.domain.result import Anatomy
-from worker.anatomy import assess
+from worker.anatomy import MEASURED, assess, measure_shapes
 from worker.findings.fractures import GRADES
-from worker.segmentation import Segmentation
-from worker.segmentation.base import LabelArray
+from worker.segmentation import Segmentation, Segmenter, load_segmenter
 from worker.volume import Volume
 
 AILMENTS = ("none", "fracture", "scoliosis", "metal", "fracture", "cement", "fracture", "sclerosis")
@@ -45,7 +46,7 @@ KINDS = ("wedge", "biconcave", "crush")
 PHASES = ("native", "arterial", "native", "portal")
 FRACTURE_PERCENT, COBB_DEG = (10, 65), (10.0, 60.0)
 BESIDE_MM, AHEAD_MM, MARGIN_MM = 55.0, 50.0, 8.0  # of the rendered box: kidneys and vessels are in it
-COBB_LEVELS = ("T12", "L1", "L2", "L3", "L4", "L5")  # wholly in that box
+NAMES = {label: name.removeprefix("vertebrae_") for name, label in LABEL_IDS.items()}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Case:
 
     seed: int
     slice_mm: float
-    labels: str  # "true" or "imperfect"
+    labels: str  # "true", "imperfect" or "network"
     ailment: str
     phase: str
     found_phase: str | None
@@ -93,37 +94,46 @@ def settings_of(seed: int) -> tuple[str, dict[str, Setting]]:
     return ailment, given
 
 
-def measure(seed: int, slice_mm: float) -> Iterator[Case]:
-    """Render one patient and look at it with true and with imperfect labels."""
+def measure(seed: int, slice_mm: float, segmenter: Segmenter) -> Iterator[Case]:
+    """Render one patient and look at it with true labels, with imperfect ones, and with the networks' outlines."""
     ailment, given = settings_of(seed)
     patient = draw(seed, slice_mm=slice_mm, **given)
     rendered = render(patient, lumbar_box(patient))
     volume = Volume(scan(rendered, patient, scanner_rng(patient)).astype(np.float32), rendered.affine)
-    imperfect = imperfect_labels(rendered, np.random.default_rng([seed, 4]))
-    for kind, labels in (("true", rendered.labels), ("imperfect", imperfect)):
-        yield judged(patient, volume, labels, kind, ailment)
+    true = Segmentation(rendered.labels, "true", "0" * 64)
+    few = Segmentation(imperfect_labels(rendered, np.random.default_rng([seed, 4])), "imperfect", "0" * 64)
+    yield judged(patient, volume, true, ailment, wholly_seen(volume, true))
+    yield judged(patient, volume, few, ailment, wholly_seen(volume, few))  # these hold T12 to L5 and no others
+    found = replace(segmenter.segment(volume), segmenter="network")
+    yield judged(patient, volume, found, ailment, wholly_seen(volume, true))
 
 
-def judged(patient: Patient, volume: Volume, labels: LabelArray, kind: str, ailment: str) -> Case:
-    """The worker's findings beside the truth."""
-    anatomy = assess(volume, Segmentation(labels, kind, "0" * 64))
+def judged(patient: Patient, volume: Volume, segmentation: Segmentation, ailment: str, seen: Sequence[str]) -> Case:
+    """The worker's findings beside the truth; `seen`: the vertebrae between which there may be an angle."""
+    anatomy = assess(volume, segmentation)
     return Case(
         seed=patient.seed,
         slice_mm=patient.acquisition.slice_mm,
-        labels=kind,
+        labels=segmentation.segmenter,
         ailment=ailment,
         phase=patient.acquisition.contrast_phase,
         found_phase=anatomy.contrast,
-        cobb_deg=round(true_cobb_deg(patient), 2),
+        cobb_deg=round(true_cobb_deg(patient, seen), 2),
         found_cobb_deg=anatomy.cobb_deg,
         refusals=tuple(reason.code.value for reason in anatomy.refusals),
         levels=tuple(_level(patient, anatomy, name) for name in LEVELS),
     )
 
 
-def true_cobb_deg(patient: Patient, levels: Sequence[str] = COBB_LEVELS) -> float:
+def wholly_seen(volume: Volume, segmentation: Segmentation) -> tuple[str, ...]:
+    """The vertebrae whose bodies the CT holds, by these labels."""
+    shapes = measure_shapes(segmentation.labels, volume)
+    return tuple(NAMES[label] for label, shape in shapes.items() if label in MEASURED and not shape.cut)
+
+
+def true_cobb_deg(patient: Patient, seen: Sequence[str]) -> float:
     """The largest angle between two of these bodies in the coronal plane: a phantom's endplates are parallel."""
-    ups = [patient.vertebra(name).frame.matrix[:, 2] for name in levels if name in {v.name for v in patient.vertebrae}]
+    ups = [vertebra.frame.matrix[:, 2] for vertebra in patient.vertebrae if vertebra.name in seen]
     tilts = [float(np.degrees(np.arctan2(up[0], up[2]))) for up in ups]
     return max(tilts) - min(tilts)
 
@@ -299,15 +309,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measuring.add_argument("--first-seed", type=int, default=700_000)
     measuring.add_argument("--slice-mm", type=float, default=3.0)
     measuring.add_argument("--out", type=Path, required=True)
+    measuring.add_argument("--weights", type=Path, help="a weights folder; without it the built-in one")
+    measuring.add_argument("--device", default="cpu")
     counting = commands.add_parser("table")
     counting.add_argument("cases", type=Path, nargs="+")
     given = parser.parse_args(arguments)
     if given.command == "table":
         print(table(read(given.cases)))
         return
+    segmenter = load_segmenter(given.weights, given.device)
     with given.out.open("w", encoding="utf-8") as out:
         for seed in range(given.first_seed, given.first_seed + given.patients):
-            for case in measure(seed, given.slice_mm):
+            for case in measure(seed, given.slice_mm, segmenter):
                 out.write(json.dumps(asdict(case)) + "\n")
                 out.flush()
             print(f"seed {seed}", flush=True)

@@ -100,12 +100,19 @@ def _worst(body: Body, reference: _Reference | None, relative: FloatArray) -> Lo
 
 
 def _by_neighbours(body: Body, reference: _Reference, relative: FloatArray) -> list[Loss]:
-    lost = 1 - relative / reference.heights
+    lost: FloatArray = 1 - relative / reference.heights
     error = body.height_error_mm / reference.heights * np.sqrt(1 + 1 / max(reference.count, 1))
     kinds: tuple[str, ...] = ("wedge", "biconcave", "crush")
     if lost.min() >= 0.7 * lost.max():
         kinds = ("crush",) * 3
+    elif lost[0] == lost.max():
+        lost[0] += _beyond_the_site(lost[0] - lost[2])
     return [Loss(kind, float(one), float(e)) for kind, one, e in zip(kinds, lost, error, strict=True)]
+
+
+def _beyond_the_site(steeper: float) -> float:
+    """What the front's margin has lost more than the site behind it, where front and back differ by so much."""
+    return steeper * RIM_SHARE / (1 - 2 * RIM_SHARE)
 
 
 def _by_shape(body: Body, relative: FloatArray) -> list[Loss]:

@@ -6,10 +6,27 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models.phantom.patient import draw
-from worker.findings.evaluate import AILMENTS, Case, LevelCase, read, rows, settings_of, share, table, true_cobb_deg
+from models.phantom.render import render
+from worker.findings.evaluate import (
+    AILMENTS,
+    Case,
+    LevelCase,
+    judged,
+    lumbar_box,
+    read,
+    rows,
+    settings_of,
+    share,
+    table,
+    true_cobb_deg,
+    wholly_seen,
+)
+from worker.segmentation import Segmentation
+from worker.volume import Volume
 
 
 def level(
@@ -75,5 +92,22 @@ def test_patients_are_drawn_from_their_seed_alone() -> None:
 
 
 def test_the_true_angle_follows_the_setting() -> None:
-    assert true_cobb_deg(draw(3, cobb_deg=40.0)) == pytest.approx(40.0, abs=10.0)  # T12 bends on
-    assert true_cobb_deg(draw(3, cobb_deg=0.0)) < 8.0
+    lumbar = ("L1", "L2", "L3", "L4", "L5")
+    curved = draw(3, cobb_deg=40.0)
+    assert true_cobb_deg(curved, lumbar) == pytest.approx(40.0, abs=5.0)
+    assert true_cobb_deg(curved, ("T11", "T12", *lumbar)) > 45.0  # the curve goes on above
+    assert true_cobb_deg(draw(3, cobb_deg=0.0), lumbar) < 8.0
+
+
+@pytest.mark.parametrize("seed", [611_010, 611_074])
+def test_of_a_strong_curve_the_bodies_that_the_ct_holds_are_measured(seed: int) -> None:
+    """T11 is wholly in these CTs, and tilted furthest: the angle is with it."""
+    rng = np.random.default_rng([seed, 55])
+    patient = draw(seed, slice_mm=3.0, cobb_deg=float(rng.choice((-1, 1)) * rng.uniform(40, 60)))
+    rendered = render(patient, lumbar_box(patient))
+    volume = Volume(rendered.hu_noise_free, rendered.affine)
+    true = Segmentation(rendered.labels, "true", "0" * 64)
+    case = judged(patient, volume, true, "scoliosis", wholly_seen(volume, true))
+    assert "T11" in wholly_seen(volume, true)
+    assert case.found_cobb_deg == pytest.approx(case.cobb_deg, abs=2.0)
+    assert case.cobb_deg > true_cobb_deg(patient, ("T12", "L1", "L2", "L3", "L4", "L5"))

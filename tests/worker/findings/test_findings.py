@@ -17,7 +17,7 @@ from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code
 from service.domain.result import LEVELS, Anatomy
 from worker.anatomy import assess
-from worker.findings.evaluate import lumbar_box, true_cobb_deg
+from worker.findings.evaluate import lumbar_box, true_cobb_deg, wholly_seen
 from worker.segmentation import Segmentation
 from worker.segmentation.base import LEVEL_IDS, LabelArray
 from worker.volume import Volume
@@ -31,7 +31,9 @@ def patient_ct(seed: int, settings: tuple[tuple[str, Setting], ...]) -> tuple[Vo
     patient = draw(seed, slice_mm=THICK_MM, **dict(settings))
     rendered = render(patient, lumbar_box(patient))
     hu = scan(rendered, patient, scanner_rng(patient)).astype(np.float32)
-    return Volume(hu, rendered.affine), rendered.labels, true_cobb_deg(patient)
+    volume = Volume(hu, rendered.affine)
+    seen = wholly_seen(volume, Segmentation(rendered.labels, "true", "0" * 64))
+    return volume, rendered.labels, true_cobb_deg(patient, seen)
 
 
 def look(seed: int, policy: FindingsPolicy | None = None, **settings: Setting) -> Anatomy:
