@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worker.segmentation.cascade import EVERYTHING, Cascade
 from worker.segmentation.evaluate import dice
-from worker.segmentation.outlines import BELIEVED, CHUNK, EDGE_SHARE, outline
+from worker.segmentation.outlines import BELIEVED, CHUNK, EDGE_SHARE, expected_overlaps, outline
 from worker.volume import Volume
 
 L3 = 29
@@ -70,17 +70,15 @@ def test_the_leading_vertebra_names_a_voxel_and_a_class_without_a_label_names_no
     assert set(found.overlaps) == {L3, 28}
 
 
-def test_the_expected_dice_is_that_of_what_is_believed() -> None:
-    """In a CT without edges the filter gives a window's mean; a belief that is even has no other."""
-    believed = 0.75
-    lead = torch.full((2 * CHUNK + 1, 6, 6), float(np.log(believed / (1 - believed))))
-    shape = (2 * CHUNK + 1, 6, 6)
-    sure = outline(scores(torch.full(shape, 50.0)), flat(shape), flat(shape), {1: L3})
-    even = outline(scores(lead), flat(shape), flat(shape), {1: L3})
-    assert sure.overlaps == {L3: pytest.approx(1.0)}
-    assert even.overlaps == {L3: pytest.approx(2 * believed / (1 + believed))}
-    doubted = outline(scores(torch.full(shape, -0.5)), flat(shape), flat(shape), {1: L3})
-    assert doubted.overlaps == {}  # nothing is outlined
+def test_the_expected_dice_is_that_of_the_networks_own_probabilities() -> None:
+    logits = torch.full((3, 2 * CHUNK + 1, 2, 2), -50.0)
+    logits[0], logits[1, :5], logits[1, 5:7] = 0.0, 50.0, float(np.log(3.0))  # 5 planes beyond doubt, 2 by 3 : 1
+    assert expected_overlaps(logits, {1: 31, 2: 30}) == {31: pytest.approx(2 * 6.5 / (7 + 6.5))}
+    for believed, taken in ((0.3, False), (0.45, True)):  # a plane that it half believes in
+        logits[1, 7] = float(np.log(believed / (1 - believed)))
+        expected = 6.5 + believed
+        dice = 2 * (expected if taken else 6.5) / ((8 if taken else 7) + expected)
+        assert expected_overlaps(logits, {1: 31})[31] == pytest.approx(dice)
 
 
 def test_what_the_network_alone_believes_by_half_is_not_taken() -> None:

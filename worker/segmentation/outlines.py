@@ -9,7 +9,8 @@ on the network's grid (He, Sun and Tang 2013, IEEE Trans Pattern Anal Mach Intel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional
 from worker.segmentation.grid import Shape
 
 BACKGROUND = 0  # its class
-CHUNK = 16  # planes at a time are counted: sums need no copy of the whole CT
+CHUNK = 16  # planes at a time: memory stays that of a few planes of every class
 
 # Chosen on eight digital patients (899001 on): mean Dice 0.9461 without the filter, 0.9510 with it. A share of 0.6 and
 # a limit of 0.45 would give 0.9522 there and cut a notch into the one real body with a bone island, whose marrow beside
@@ -36,7 +37,7 @@ class Outlines:
     """Every vertebra of a box, and what they are expected to be worth."""
 
     labels: Tensor  # uint8 [z, y, x], label ids; 0 outside
-    overlaps: dict[int, float]  # label id -> the Dice that is expected of its outline, 0..1
+    overlaps: dict[int, float]  # label id -> the Dice that the network itself expects of its outline, 0..1
 
 
 def outline(logits: Tensor, seen_hu: Tensor, hu: Tensor, label_ids: Mapping[int, int]) -> Outlines:
@@ -54,15 +55,38 @@ def outline(logits: Tensor, seen_hu: Tensor, hu: Tensor, label_ids: Mapping[int,
     classes, enlarged_lead = _leaders(logits, shape)
     believed = torch.sigmoid_(enlarged_lead)
     edges = _enlarged(slope, shape).mul_(hu.clamp(*GUIDE_HU)).add_(_enlarged(offset, shape))
-    believed.lerp_(edges, EDGE_SHARE).clamp_(0.0, 1.0)
-    inside = believed > BELIEVED
+    inside = believed.lerp_(edges, EDGE_SHARE) > BELIEVED
     ids = torch.zeros(logits.shape[0], dtype=torch.uint8, device=logits.device)
     for index, label in label_ids.items():
         ids[index] = label
-    overlaps = {
-        label_ids[index]: dice for index, dice in _expected(classes, believed, inside).items() if index in label_ids
-    }
-    return Outlines(torch.where(inside, ids[classes.int()], ids.new_zeros(())), overlaps)
+    return Outlines(torch.where(inside, ids[classes.int()], ids.new_zeros(())), expected_overlaps(logits, label_ids))
+
+
+def expected_overlaps(logits: Tensor, label_ids: Mapping[int, int]) -> dict[int, float]:
+    """The Dice that each vertebra's outline has by the network's own probabilities, on the network's grid.
+
+    Of the sums in 2 |A and B| / (|A| + |B|), |A| is counted, and those with the truth B are expected: a voxel is in B
+    with the probability that the network gives it. A rim that it half believes in costs, inside of the outline and
+    outside of it. The edges that the CT shows are left out: with them the value tells good outlines from bad ones less
+    well (calibrated on 40 digital patients, no limit kept nine tenths of the good ones).
+
+    Returns:
+        Label id -> expected Dice, 0 to 1; none for a class that is outlined nowhere.
+    """
+    classes = logits.shape[0]
+    outlined, agreed, expected = (torch.zeros(classes, dtype=torch.float64) for _ in range(3))
+    for part in torch.split(logits, CHUNK, dim=1):
+        believed = torch.softmax(part.float(), dim=0)
+        expected += believed.sum(dim=(1, 2, 3)).double().cpu()
+        bold = part.clone()
+        bold[BACKGROUND] += math.log(BELIEVED / (1 - BELIEVED))
+        winner = bold.argmax(dim=0)
+        won = torch.gather(believed, 0, winner[None])[0].flatten().double().cpu()
+        names = winner.flatten().cpu()
+        agreed += torch.bincount(names, won, minlength=classes)
+        outlined += torch.bincount(names, minlength=classes)
+    overlap = 2 * agreed / (outlined + expected)
+    return {label: float(overlap[index]) for index, label in label_ids.items() if outlined[index] > 0}
 
 
 def _lines(belief: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,26 +119,6 @@ def _leaders(logits: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
         classes[scores > best] = index
         torch.maximum(best, scores, out=best)
     return classes, best.sub_(_enlarged(logits[BACKGROUND], shape))
-
-
-def _expected(classes: Tensor, believed: Tensor, inside: Tensor) -> dict[int, float]:
-    """The Dice that each class's outline has by what is believed of its voxels.
-
-    Of the sums in 2 |A and B| / (|A| + |B|), |A| is counted, and those with the truth B are expected: a voxel is in B
-    with the probability that is believed. A rim that is half believed in costs, inside of the outline and outside.
-    """
-    counts = torch.zeros((3, 256), dtype=torch.float64)
-    for part in _planes(classes.shape[0]):
-        names, belief, within = classes[part].flatten().int(), believed[part].flatten().double(), inside[part].flatten()
-        for row, weights in enumerate((within.double(), belief * within, belief)):
-            counts[row] += torch.bincount(names, weights, minlength=256).cpu()
-    outlined, agreed, expected = counts
-    overlap = 2 * agreed / (outlined + expected)
-    return {int(index): float(overlap[index]) for index in torch.nonzero(outlined).flatten()}
-
-
-def _planes(count: int) -> Iterator[slice]:
-    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))
 
 
 def _enlarged(values: Tensor, shape: Shape) -> Tensor:
