@@ -191,9 +191,15 @@ def _doubts(shapes: Mapping[int, Shape], segmentation: Segmentation, ribs: Mappi
 
 
 def _from_the_top(shapes: Mapping[int, Shape]) -> list[Shape]:
-    """Free vertebrae (no sacrum, no S1) from head to feet, by position."""
+    """Free vertebrae (no sacrum, no S1) from head to feet, by position.
+
+    Of the one that the CT's upper end cuts there may be no more than the process, which hangs beside the next one's
+    body: it lies where it is cut.
+    """
     free = [shape for label, shape in shapes.items() if label not in (SACRUM, S1)]
-    return sorted(free, key=lambda shape: -float(shape.body_centre[2]))
+    top = max((shape.highest for shape in free), default=0.0)
+    ends = {shape.label for shape in free if shape.cut and shape.highest >= top}
+    return sorted(free, key=lambda shape: (shape.label not in ends, -float(shape.body_centre[2])))
 
 
 def _rank(label: int) -> int:

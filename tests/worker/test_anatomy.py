@@ -137,6 +137,23 @@ def test_swapped_levels_are_uncertain(spine: tuple[Volume, LabelArray]) -> None:
     assert any("order" in note for note in anatomy.notes)
 
 
+@pytest.mark.parametrize(("reaches_the_end", "numbering"), [(True, Numbering.CERTAIN), (False, Numbering.UNCERTAIN)])
+def test_a_process_that_hangs_from_above_the_ct_is_not_out_of_order(
+    spine: tuple[Volume, LabelArray], reaches_the_end: bool, numbering: Numbering
+) -> None:
+    """T10 is cut; its process, all that there is of it, has its middle below T11's."""
+    volume, labels = spine
+    seen = labels.copy()
+    k, _, i = np.argwhere(labels == T12 + 1).mean(axis=0).astype(int)
+    last = int(np.flatnonzero((labels == T12 + 1).any(axis=(1, 2)))[-1])
+    end = last + 2 if reaches_the_end else last
+    behind = int(np.argwhere(labels[:, :, i] > 0)[:, 1].max()) + 1
+    seen[k - 16 : end, behind : behind + 5, i - 2 : i + 3] = T12 + 2
+    cut = slice(0, last + 2)
+    anatomy = look(Volume(volume.hu[cut], volume.affine), seen[cut], centroids(volume, labels))
+    assert anatomy.numbering is numbering, anatomy.notes
+
+
 def test_an_upside_down_volume_is_uncertain(spine: tuple[Volume, LabelArray]) -> None:
     volume, labels = spine
     turned = np.ascontiguousarray(labels[::-1])
