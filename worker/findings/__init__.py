@@ -52,7 +52,8 @@ def find(volume: Volume, located: Located, whole: Iterable[int], policy: Finding
             foreign = _foreign(name, dense, policy)
             exclusions[name] = (*foreign, *_fracture(name, lost[label]))
             notes += _height_notes(name, lost[label])
-    angle, found = cobb_deg(bodies), measure_enhancement(volume.hu, volume.affine, labels, bodies)
+    standing = {label: body for label, body in bodies.items() if label not in lost or not lost[label].excludes}
+    angle, found = cobb_deg(standing), measure_enhancement(volume.hu, volume.affine, labels, bodies)
     contrast = phase(found, policy)
     fat, muscle = reference_tissues(volume.hu, volume.affine, labels, bodies)
     return Findings(

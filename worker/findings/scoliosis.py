@@ -3,6 +3,8 @@
 Upper endplate of the upper end vertebra against lower endplate of the lower one, as planes through the endplates,
 projected onto the patient's coronal plane (Cobb 1948). From 10 degrees one speaks of scoliosis; 40 and more count as
 severe ([K]: the policy holds the limit). Only what the CT shows is measured: an end vertebra above T11 isn't seen.
+Whoever calls leaves out bodies that lost height beyond doubt: their endplates tell of a fracture, or of an outline that
+gave way.
 """
 
 from __future__ import annotations

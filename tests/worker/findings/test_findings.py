@@ -19,7 +19,7 @@ from service.domain.result import LEVELS, Anatomy
 from worker.anatomy import assess
 from worker.findings.evaluate import lumbar_box, true_cobb_deg, wholly_seen
 from worker.segmentation import Segmentation
-from worker.segmentation.base import LEVEL_IDS, LabelArray
+from worker.segmentation.base import LEVEL_IDS, T12, LabelArray
 from worker.volume import Volume
 
 THICK_MM = 3.0  # slices of a plain abdominal CT: the hard case
@@ -55,6 +55,18 @@ def test_forty_five_per_cent_are_found_at_thick_slices_and_nothing_else(seed: in
 
 def test_neighbours_that_both_gave_way_do_not_hide_each_other() -> None:
     assert excluded(look(610102, fracture="L2:50:crush,L3:50:crush")) == {"L2": [Code.FRACTURE], "L3": [Code.FRACTURE]}
+
+
+def test_an_outline_that_gave_way_is_no_curve() -> None:
+    """Of T11 at the CT's end a network left a slanting rest: its endplates are no end vertebra's."""
+    volume, labels, truth = patient_ct(610104, ())
+    k, _, i = np.nonzero(labels == T12 + 1)
+    rest = labels.copy()
+    gone = (k - k.mean()) * volume.spacing_mm[0] > 0.8 * (i - i.mean()) * volume.spacing_mm[2] - 6.0
+    rest[labels == T12 + 1] = np.where(gone, 0, T12 + 1)
+    anatomy = assess(volume, Segmentation(rest, "made", "0" * 64))
+    assert anatomy.cobb_deg == pytest.approx(truth, abs=4.0)
+    assert Code.SCOLIOSIS not in {reason.code for reason in anatomy.refusals}
 
 
 def test_a_small_loss_is_no_exclusion() -> None:
