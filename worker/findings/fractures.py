@@ -33,6 +33,8 @@ USUAL: Mapping[int, tuple[float, float]] = {
 }  # fmt: skip
 USUAL_HOLLOW = 0.93  # middle over the higher rim: endplates are dished
 RIM_SHARE = 0.15  # where front and back are measured, from the margin
+# What a wedge's front margin has lost more than its first site, as a share of what that site lost more than the last.
+BEYOND = RIM_SHARE / (1 - 2 * RIM_SHARE)
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,9 @@ def _by_neighbours(body: Body, reference: _Reference, relative: FloatArray) -> l
     if lost.min() >= 0.7 * lost.max():
         kinds = ("crush",) * 3
     elif lost[0] == lost.max():
-        lost[0] += _beyond_the_site(lost[0] - lost[2])
+        lost[0] += BEYOND * (lost[0] - lost[2])
+        error[0] *= np.hypot(1 + BEYOND, BEYOND)
     return [Loss(kind, float(one), float(e)) for kind, one, e in zip(kinds, lost, error, strict=True)]
-
-
-def _beyond_the_site(steeper: float) -> float:
-    """What the front's margin has lost more than the site behind it, where front and back differ by so much."""
-    return steeper * RIM_SHARE / (1 - 2 * RIM_SHARE)
 
 
 def _by_shape(body: Body, relative: FloatArray) -> list[Loss]:
