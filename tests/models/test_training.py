@@ -393,7 +393,7 @@ def test_two_folds_of_two_targets_in_parts(folder: Path, cohort: Cohort, tmp_pat
     out = tmp_path / "two"
     with pytest.raises(ValueError, match="no network of bmd_g_cm2 has finished an epoch"):
         train_package(folder, out, config, stop_after_steps=2)
-    first = train_package(folder, out, config, resume=True, folds=(0,))
+    first = train_package(folder, out, config, resume=True, networks=("fold0",))
     assert [member.file for member in first.manifest.members] == ["fold0-bmd.safetensors", "fold0-tbs.safetensors"]
     assert not first.manifest.finished
     assert "**Unfinished: 18 of 28 steps.**" in first.model_card()
