@@ -33,10 +33,9 @@ from models.phantom.render import render
 from models.phantom.scanner import scan, scanner_rng
 from models.phantom.settings import Setting
 from models.phantom.spine import spine_bounds
-from models.spine_unet import LABEL_IDS
 from service.domain.reasons import Code
 from service.domain.result import Anatomy
-from worker.anatomy import MEASURED, assess, measure_shapes
+from worker.anatomy import MEASURED, NAMES, assess, measure_shapes
 from worker.findings.fractures import GRADES
 from worker.segmentation import Segmentation, Segmenter, load_segmenter
 from worker.volume import Volume
@@ -46,7 +45,6 @@ KINDS = ("wedge", "biconcave", "crush")
 PHASES = ("native", "arterial", "native", "portal")
 FRACTURE_PERCENT, COBB_DEG = (10, 65), (10.0, 60.0)
 BESIDE_MM, AHEAD_MM, MARGIN_MM = 55.0, 50.0, 8.0  # of the rendered box: kidneys and vessels are in it
-NAMES = {label: name.removeprefix("vertebrae_") for name, label in LABEL_IDS.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ from torch.nn import functional
 
 from worker.segmentation.base import L1, L5, L6, S1, SACRUM, LabelArray, Point, Segmentation, SegmentationError
 from worker.segmentation.cleaning import clean, largest_part
-from worker.segmentation.grid import Shape, enlarged, nearest, shape_at, shrink
+from worker.segmentation.grid import Shape, enlarged, nearest, shape_at, shape_of, shrink
 from worker.segmentation.network import Network, load_network
 from worker.segmentation.orientation import Turn
 from worker.segmentation.outlines import outline
@@ -134,7 +133,7 @@ class Cascade:
         """Labels [k, j, i] found at the task's spacing and enlarged to the nearest voxel of the CT."""
         turn, seen = self._seen(network, volume, box, _cube(task.fine_mm))
         labels = _labels_at(network, network.normalised(seen), _cube(task.fine_mm))
-        return turn.to_volume(nearest(labels, turn.shape_to_network(_shape(volume.hu[box]))))
+        return turn.to_volume(nearest(labels, turn.shape_to_network(shape_of(volume.hu[box]))))
 
     def _seen(self, network: Network, volume: Volume, box: Box, spacing_mm: Spacing) -> tuple[Turn, Tensor]:
         """The box as the network is shown it: its axes, and HU [z, y, x] at a spacing, on its device."""
@@ -152,11 +151,11 @@ def _labels_at(network: Network, image: Tensor, spacing_mm: Spacing) -> LabelArr
 
     A network whose plans name another spacing gets it, and its logits come back from it, as nnU-Net does.
     """
-    planned = shape_at(_shape(image), spacing_mm, network.spacing_mm)
+    planned = shape_at(shape_of(image), spacing_mm, network.spacing_mm)
     seen = image
-    if planned != _shape(image):
+    if planned != shape_of(image):
         seen = functional.interpolate(image[None, None], size=planned, mode="trilinear", align_corners=False)[0, 0]
-    return _winners(network.logits_of(seen), network.label_ids, _shape(image))
+    return _winners(network.logits_of(seen), network.label_ids, shape_of(image))
 
 
 def one_spine(coarse: LabelArray) -> LabelArray:
@@ -223,11 +222,6 @@ def _along(volume: Volume) -> int:
 
 def _cube(spacing_mm: float) -> Spacing:
     return spacing_mm, spacing_mm, spacing_mm
-
-
-def _shape(array: Tensor | npt.NDArray[Any]) -> Shape:
-    k, j, i = array.shape
-    return int(k), int(j), int(i)
 
 
 def _winners(logits: Tensor, label_ids: Mapping[int, int], shape: Shape) -> LabelArray:

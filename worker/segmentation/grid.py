@@ -7,6 +7,7 @@ as float, only the few slices that one slice of the answer is made of.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,12 @@ Shape = tuple[int, int, int]
 Range = tuple[int, int]
 
 SLICES = 16  # of the answer at a time
+
+
+def shape_of(values: Tensor | npt.NDArray[Any]) -> Shape:
+    """Of a volume, as plain numbers."""
+    k, j, i = values.shape
+    return int(k), int(j), int(i)
 
 
 def shape_at(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:

@@ -28,14 +28,13 @@ from models.resnet50 import has_bf16
 from models.spine_unet import CHECKPOINT, CONFIGURATION, LABEL_IDS
 from worker.compiled import OpenVinoEngine, fastest_volume
 from worker.segmentation.base import SegmentationError
+from worker.segmentation.grid import Shape, shape_of
 from worker.segmentation.weights import WeightsError
 
 log = logging.getLogger(__name__)
 
 STEP = 32  # no published network halves its input more than five times
 TILE_STEP = 0.8  # of a tile; TotalSegmentator's choice
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Network:
     def _tiled(self, image: Tensor, tile: Shape) -> Tensor:
         padded, inner = _pad(image, tile)
         weight = gaussian(tile).to(self.device)
-        where = tiles(_shape(padded), tile)
+        where = tiles(shape_of(padded), tile)
         if len(where) == 1:  # the weights cancel
             return self._scores(padded[None, None])[(slice(None), *inner)]
         total = torch.zeros((self.classes, *padded.shape), device=self.device)
@@ -224,11 +223,6 @@ def _smaller(tile: Shape) -> Shape:
         return z, y, x
     z, y, x = (2 * STEP if axis == tile.index(max(tile)) else STEP for axis in range(3))
     return z, y, x
-
-
-def _shape(image: Tensor) -> Shape:
-    z, y, x = image.shape
-    return int(z), int(y), int(x)
 
 
 # ---------------------------------------------------------------------------------------------------- reading

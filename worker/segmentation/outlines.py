@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.segmentation.grid import Shape
+from worker.segmentation.grid import Shape, shape_of
 
 BACKGROUND = 0  # its class
 CHUNK = 16  # planes at a time: memory stays that of a few planes of every class
@@ -49,7 +49,7 @@ def outline(logits: Tensor, seen_hu: Tensor, hu: Tensor, label_ids: Mapping[int,
         hu: HU [z, y, x] of the same box on the CT's own.
         label_ids: the network's class -> label id.
     """
-    shape = _shape(hu)
+    shape = shape_of(hu)
     lead = logits[BACKGROUND + 1 :].amax(0) - logits[BACKGROUND]
     slope, offset = _lines(torch.sigmoid(lead), seen_hu.clamp(*GUIDE_HU))
     classes, enlarged_lead = _leaders(logits, shape)
@@ -123,11 +123,6 @@ def _leaders(logits: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
 
 def _enlarged(values: Tensor, shape: Shape) -> Tensor:
     """[z, y, x] -> another shape, trilinear, corner voxels on corner voxels."""
-    if _shape(values) == shape:
+    if shape_of(values) == shape:
         return values
     return functional.interpolate(values[None, None], size=list(shape), mode="trilinear", align_corners=True)[0, 0]
-
-
-def _shape(values: Tensor) -> Shape:
-    z, y, x = values.shape
-    return z, y, x
