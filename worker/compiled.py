@@ -11,6 +11,7 @@ import logging
 import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
@@ -76,10 +77,10 @@ class OpenVinoEngine:
     def _side_by_side(self, pictures: Floats) -> Floats:
         shares = np.array_split(pictures, min(len(pictures), len(self.requests)))
         running = self.requests[: len(shares)]
-        for request, share in zip(running, shares, strict=True):
-            request.start_async({0: np.ascontiguousarray(share)})
-        for request in running:
-            request.wait()
+        with ExitStack() as waits:  # for all of them, also where one fails: the next study finds none at work
+            for request, share in zip(running, shares, strict=True):
+                request.start_async({0: np.ascontiguousarray(share)})
+                waits.callback(request.wait)
         return np.concatenate([request.get_output_tensor(0).data for request in running])  # a copy
 
 

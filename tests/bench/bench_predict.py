@@ -1,8 +1,10 @@
 """Prediction of one study, everything after the crop: ours against eager fp32 PyTorch, same trunk evaluations.
 
 Both sides are timed in turn in one process on the same slabs. What one trunk for both targets saves (the paper has a
-network for each) is printed apart: it is no part of the ratio. On a busy machine PyTorch's threads wait for each other
-at every layer and its figure grows out of all proportion, CPU time included: trust `OMP_NUM_THREADS=1` there.
+network for each) is printed apart: it is no part of the ratio. The row of matrix products is the limit: as many
+multiplications as the network's, in one product of large matrices, which is as fast as fp32 gets. On a busy machine
+PyTorch's threads wait for each other at every layer and its figure grows out of all proportion, CPU time included:
+trust `OMP_NUM_THREADS=1` there.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.inputs import network_input
 from models.phantom.cohort import draw_member, patient_slabs
@@ -28,6 +31,8 @@ RUNS = 9
 PATIENTS = 10  # whose results are compared; the first is timed
 FIRST_SEED = 880_000_001  # of no training cohort
 FULL_FIELD = 256  # pixels; the largest field, with random weights
+LIMIT = "one fp32 matrix product of as many multiplications"
+SIDE = 1024  # of the matrices: large enough that only arithmetic counts
 
 
 def main() -> None:
@@ -50,6 +55,7 @@ def main() -> None:
         f"ours ({predictor.engine})": lambda: predictor.answers(studies[0]),
         "ours, measures and readout too": lambda: predictor.predict(studies[0], LEVELS),
         "eager fp32 PyTorch": lambda: eager(plain, network_input(studies[0], predictor.input)),
+        LIMIT: product_of_as_many(plain, pictures[0]),
         "ours, a network per target": lambda: (predictor.answers(studies[0]), predictor.answers(studies[0])),
     }
     if fast is not None:
@@ -60,6 +66,7 @@ def main() -> None:
     if predictor.engine.startswith("OpenVINO"):
         compiled = compile_for_cpu(plain, torch.get_num_threads())
         whole = {compiled.name: lambda: compiled(full), "eager fp32 PyTorch": lambda: eager(plain, full)}
+        whole[LIMIT] = product_of_as_many(plain, full)
         add(table, f"{len(full)} pictures, {FULL_FIELD} x {FULL_FIELD}", whole, runs=3)
     console = Console(width=120)
     console.print(table)
@@ -83,6 +90,14 @@ def eager(network: BonePredictor, pictures: Floats) -> Floats:
     """The peer: PyTorch as it comes, fp32, without gradients."""
     with torch.no_grad():
         return network(torch.from_numpy(pictures)).numpy()  # type: ignore[no-any-return]
+
+
+def product_of_as_many(network: BonePredictor, pictures: Floats) -> Callable[[], object]:
+    """One product of large matrices with as many multiplications as the network does for these pictures."""
+    with FlopCounterMode(display=False) as counted:
+        eager(network, pictures)
+    left, right = torch.randn(counted.get_total_flops() // (2 * SIDE * SIDE), SIDE), torch.randn(SIDE, SIDE)
+    return lambda: left @ right
 
 
 def add(table: Table, title: str, sides: dict[str, Callable[[], object]], runs: int = RUNS) -> None:

@@ -115,6 +115,19 @@ def test_pictures_come_back_in_order_from_several_streams(network: BonePredictor
     assert np.allclose(first, infer(network, seen, device=CPU), atol=2e-5)
 
 
+def test_a_stream_that_fails_leaves_none_at_work(network: BonePredictor) -> None:
+    class Failing:
+        def start_async(self, _: object) -> None: ...
+        def wait(self) -> None:
+            raise RuntimeError("out of memory")
+
+    made = compile_for_cpu(network, 2)
+    seen = pictures(4, 256, 256)  # as much work as would outlast the failure
+    with pytest.raises(RuntimeError, match="out of memory"):
+        OpenVinoEngine("one fails", [Failing(), made.requests[1]])(seen)
+    assert np.allclose(made(pictures(4)), infer(network, pictures(4), device=CPU), atol=2e-5)
+
+
 @pytest.mark.skipif(not has_bf16(CPU), reason="this CPU does not compute bf16")
 def test_bf16_where_it_was_asked_for(network: BonePredictor) -> None:
     made = fastest(network, CPU, "bf16", pictures(1))
