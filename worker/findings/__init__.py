@@ -42,7 +42,7 @@ class Findings:
 
 def find(volume: Volume, located: Located, whole: Iterable[int], policy: FindingsPolicy) -> Findings:
     """Look at the vertebrae that are wholly in view (class ids): those above and below L1-L4 are rulers."""
-    labels, bodies = located.labels, measure_bodies(located, whole)
+    labels, bodies = located.labels, measure_bodies(volume.hu, located, whole)
     lost = losses(bodies)
     exclusions: dict[str, tuple[Reason, ...]] = {}
     notes: list[str] = []

@@ -1,8 +1,9 @@
 """The vertebral bodies of a label map, measured in their own frames: endplates and heights.
 
-A body leans with its spine, so nothing here is measured along the CT's z. Each endplate is a surface: where the
-slightly smoothed mask falls below one half on either side of the body's middle, so that neither thick slices nor
-a rough outline decide alone. Heights are distances between the two surfaces in a midsagittal band.
+A body leans with its spine, so nothing here is measured along the CT's z. Each endplate is a surface, and the CT itself
+says where it lies: a bright layer between spongy bone and disc. The outline only says where to look (at 3 mm slices it
+can be a whole slice too tall, and just where a body has caved in), and speaks where the CT shows no such layer.
+Heights are distances between the two surfaces in a midsagittal band.
 """
 
 from __future__ import annotations
@@ -16,24 +17,33 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from models.crop import Vertebra, VertebraError
+from models.crop import Vertebra, VertebraError, sample_hu
 from worker.located import Located
 
 FloatArray = npt.NDArray[np.float64]
+HuArray = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 
 BAND_MM = 8.0  # on either side of the midplane: where heights are measured
 REACH_MM = 16.0  # on either side of the midplane: where endplates are seen at all
 STEP_MM = 0.5  # of the samples along the body's axis; crossings are interpolated between them
 HALF_HEIGHT_MM = 28.0  # no lumbar body is taller than twice this
+UP = np.arange(-HALF_HEIGHT_MM, HALF_HEIGHT_MM + STEP_MM / 2, STEP_MM)
 SMOOTHING_MM = 1.0
+# An endplate is the brightest place this far inside and outside of the outline's end; the disc is the darkest of those
+# this far beyond it. Between them, where so much of the difference has fallen, the bone ends: a slice smears that place
+# outwards by a share of its own extent. Measured on development patients (models/SEGMENTATION.md).
+INSIDE_MM, OUTSIDE_MM, BEYOND_MM = 4.0, 2.0, 5.0
+FALLEN, SMEARED = 0.35, 0.25
+LEAST_HU = 0.0  # gas in a disc, and what lies beyond the CT, is no darker than soft tissue
+NOISE_LINES = (1.5, 0.9, 0.0)  # lines across and along over which HU are smoothed
 SITES = (0.15, 0.50, 0.85)  # where heights are measured, from front to back of the body (DOMAIN.md)
 WINDOW = 0.051  # on either side of a site: one surface point is a voxel's accident
 ALONG = np.linspace(0.05, 0.95, 19)  # from front (0) to back (1)
 ACROSS = np.arange(-REACH_MM, REACH_MM + 0.1, 1.0)
 # Standard deviation of one height, mm, measured on development patients (models/SEGMENTATION.md): it grows with
-# the voxel's extent along the body's axis, and does not vanish with it, for no outline is exact.
-ERROR_PER_STEP, ERROR_OF_OUTLINE_MM = 0.25, 0.6
+# the voxel's extent along the body's axis, and does not quite vanish with it.
+ERROR_PER_STEP, ERROR_AT_LEAST_MM = 0.32, 0.15
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Body:
     @property
     def height_error_mm(self) -> float:
         """Standard deviation of one height."""
-        return float(np.hypot(ERROR_PER_STEP * self.step_mm, ERROR_OF_OUTLINE_MM))
+        return float(np.hypot(ERROR_PER_STEP * self.step_mm, ERROR_AT_LEAST_MM))
 
     def endplate_normals(self) -> tuple[FloatArray, FloatArray]:
         """Unit normals [3] of the planes through the upper and the lower endplate, LPS, both pointing up."""
@@ -67,13 +77,13 @@ class Body:
         return upper @ self.vertebra.frame.axes, lower @ self.vertebra.frame.axes
 
 
-def measure_bodies(located: Located, wanted: Iterable[int]) -> dict[int, Body]:
+def measure_bodies(hu: HuArray, located: Located, wanted: Iterable[int]) -> dict[int, Body]:
     """The bodies that can be measured; a label without a vertebra's shape is left out."""
-    found = {label: measure_body(located, label) for label in wanted}
+    found = {label: measure_body(hu, located, label) for label in wanted}
     return {label: body for label, body in found.items() if body is not None}
 
 
-def measure_body(located: Located, label: int) -> Body | None:
+def measure_body(hu: HuArray, located: Located, label: int) -> Body | None:
     """One body, or None where the label holds none."""
     affine = located.affine
     try:
@@ -83,8 +93,13 @@ def measure_body(located: Located, label: int) -> Body | None:
     front, back = _depth(vertebra, affine)
     if not np.isfinite([front, back]).all() or back - front < 10.0:
         return None
-    upper, lower = _endplates(vertebra, affine, front + ALONG * (back - front))
     step = float(np.linalg.norm(vertebra.frame.superior @ affine[:3, :3]))
+    points = vertebra.frame.to_lps(_lines(front + ALONG * (back - front)))
+    seen = ndimage.gaussian_filter(np.maximum(sample_hu(hu, affine, points), LEAST_HU), NOISE_LINES)
+    upper, lower = (
+        _endplate(seen, end, side, SMEARED * step)
+        for end, side in zip(_outline_ends(vertebra, affine, points), (1.0, -1.0), strict=True)
+    )
     body = Body(label, vertebra, front, back, upper, lower, step)
     return body if np.isfinite(body.heights_mm).all() else None
 
@@ -113,43 +128,70 @@ def _depth(vertebra: Vertebra, affine: FloatArray) -> tuple[float, float]:
     return float(front), float(back)
 
 
-def _endplates(vertebra: Vertebra, affine: FloatArray, depth_mm: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Both surfaces [across, along] at these depths, mm along the superior axis."""
+def _lines(depth_mm: FloatArray) -> FloatArray:
+    """Points [across, along, up, 3] of the body's frame, on lines along its axis at these depths."""
+    return np.stack(np.meshgrid(ACROSS, depth_mm, UP, indexing="ij"), axis=-1)
+
+
+def _outline_ends(vertebra: Vertebra, affine: FloatArray, points: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Where each line [across, along] leaves the slightly smoothed outline above and below, mm along its axis."""
     own, pad = _in_box(vertebra, affine), 4
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     blur = [min(SMOOTHING_MM / step, 1.5) for step in spacing]
     mask = ndimage.gaussian_filter(np.pad(vertebra.mask.astype(np.float32), pad), blur)
-    up = np.arange(-HALF_HEIGHT_MM, HALF_HEIGHT_MM + STEP_MM / 2, STEP_MM)
-    points = np.stack(np.meshgrid(ACROSS, depth_mm, up, indexing="ij"), axis=-1)  # [across, along, up, 3]
     inverse = np.linalg.inv(own)
-    index = vertebra.frame.to_lps(points) @ inverse[:3, :3].T + inverse[:3, 3] + pad
+    index = points @ inverse[:3, :3].T + inverse[:3, 3] + pad
     density = ndimage.map_coordinates(mask, np.moveaxis(index, -1, 0), order=1)
-    lines = density.reshape(-1, up.size)
-    upper, lower = _ends(lines, up)
+    upper, lower = _ends(density.reshape(-1, UP.size) - 0.5)
     return upper.reshape(points.shape[:2]), lower.reshape(points.shape[:2])
 
 
-def _ends(lines: npt.NDArray[np.float32], up: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Where each line [n, up] leaves the body above and below its own middle; NaN where the middle is outside."""
-    inside, place = lines >= 0.5, np.arange(up.size)
+def _ends(lines: npt.NDArray[np.float32]) -> tuple[FloatArray, FloatArray]:
+    """Where each line [n, up] turns negative above and below its own middle; NaN where the middle already is."""
+    inside, place = lines >= 0, np.arange(UP.size)
     count = inside.sum(axis=1)
     middle = np.rint((inside * place).sum(axis=1) / np.maximum(count, 1)).astype(int)[:, None]
-    rows = np.arange(len(lines))
-    valid = (count > 0) & inside[rows, middle[:, 0]]
+    valid = (count > 0) & inside[np.arange(len(lines)), middle[:, 0]]
     above = (~inside & (place > middle)).argmax(axis=1)  # 0 where a line never leaves
-    below = up.size - 1 - (~inside & (place < middle))[:, ::-1].argmax(axis=1)
-    upper = _crossing(lines, up, rows, above, above - 1)
-    lower = _crossing(lines, up, rows, below, np.minimum(below + 1, up.size - 1))
-    return np.where(valid & (above > 0), upper, np.nan), np.where(valid & (below < up.size - 1), lower, np.nan)
+    below = UP.size - 1 - (~inside & (place < middle))[:, ::-1].argmax(axis=1)
+    upper = _crossing(lines, UP, above, above - 1)
+    lower = _crossing(lines, UP, below, np.minimum(below + 1, UP.size - 1))
+    return np.where(valid & (above > 0), upper, np.nan), np.where(valid & (below < UP.size - 1), lower, np.nan)
+
+
+def _endplate(hu: HuArray, end_mm: FloatArray, side: float, smeared_mm: float) -> FloatArray:
+    """Where bone ends on each line of HU [across, along, up]: at its endplate, or where the outline ends (`end_mm`).
+
+    `side` is 1 for the upper endplate and -1 for the lower one; NaN where the line has no outline.
+    """
+    away = np.arange(-INSIDE_MM, OUTSIDE_MM + BEYOND_MM + STEP_MM / 4, STEP_MM / 2)
+    lines = _along(hu.reshape(-1, UP.size), end_mm.reshape(-1, 1) + side * away)
+    bright = np.where(away <= OUTSIDE_MM, lines, -np.inf).argmax(axis=1)[:, None]
+    after = away - away[bright]
+    bone = np.take_along_axis(lines, bright, axis=1)
+    disc = np.where((after >= 0) & (after <= BEYOND_MM), lines, np.inf).min(axis=1, keepdims=True)
+    above = lines - (bone - FALLEN * (bone - disc))
+    out = (after > 0) & (above < 0)
+    first = out.argmax(axis=1)
+    moved = _crossing(above, away, first, np.maximum(first - 1, 0)) - smeared_mm
+    return end_mm + side * np.where(out.any(axis=1), moved, 0.0).reshape(end_mm.shape)
+
+
+def _along(lines: HuArray, places_mm: FloatArray) -> FloatArray:
+    """Values [n, places] of lines [n, up] at places of their own, linearly between samples; at NaN any value."""
+    at = np.clip((np.nan_to_num(places_mm) - UP[0]) / STEP_MM, 0, UP.size - 1)
+    rows = np.broadcast_to(np.arange(len(lines))[:, None], at.shape)
+    values: FloatArray = ndimage.map_coordinates(lines, [rows, at], order=1, output=np.float64)
+    return values
 
 
 def _crossing(
-    lines: npt.NDArray[np.float32], up: FloatArray, rows: npt.NDArray[Any], outer: npt.NDArray[Any], inner: Any
+    lines: npt.NDArray[np.floating], places: FloatArray, outer: npt.NDArray[Any], inner: npt.NDArray[Any]
 ) -> FloatArray:
-    """Where the line passes one half between two neighbouring samples."""
+    """Where each line [n, places] passes zero between two neighbouring samples."""
+    rows = np.arange(len(lines))
     outside, inside = lines[rows, outer], lines[rows, inner]
-    share = (inside - 0.5) / np.maximum(inside - outside, 1e-6)
-    crossing: FloatArray = up[inner] + share * (up[outer] - up[inner])
+    crossing: FloatArray = places[inner] + inside / np.maximum(inside - outside, 1e-6) * (places[outer] - places[inner])
     return crossing
 
 

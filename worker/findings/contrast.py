@@ -17,9 +17,7 @@ from scipy import ndimage
 
 from models.crop import sample_hu
 from service.domain.policy import FindingsPolicy
-from worker.findings.bodies import Body, FloatArray, Labels
-
-HuArray = npt.NDArray[np.float32]
+from worker.findings.bodies import Body, FloatArray, HuArray, Labels
 
 NATIVE, ARTERIAL, PORTAL, ENHANCED = "native", "arterial", "portal", "enhanced"
 STEP_MM = 2.5

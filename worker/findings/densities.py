@@ -15,9 +15,7 @@ from scipy import ndimage
 
 from models.crop import sample_hu
 from service.domain.policy import FindingsPolicy
-from worker.findings.bodies import ACROSS, ALONG, HALF_HEIGHT_MM, Body, FloatArray, Labels
-
-HuArray = npt.NDArray[np.float32]
+from worker.findings.bodies import ACROSS, ALONG, HALF_HEIGHT_MM, Body, FloatArray, HuArray, Labels
 
 CORE_ACROSS_MM = 14.0  # on either side of the midplane
 CORE_ALONG = (0.12, 0.88)  # of the depth

@@ -10,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from models.crop import sample_hu
-from worker.findings.bodies import Body, FloatArray, Labels
-
-HuArray = npt.NDArray[np.float32]
+from worker.findings.bodies import Body, FloatArray, HuArray, Labels
 
 STEP_MM = 2.5
 SLAB_MM = 5.0  # on either side of a body's middle; the median over it quiets the noise

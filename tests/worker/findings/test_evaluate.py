@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from worker.findings.evaluate import (
     lumbar_box,
     read,
     rows,
+    seeds_with,
     settings_of,
     share,
     table,
@@ -74,6 +76,16 @@ def test_a_neighbour_of_metal_counts_neither_way() -> None:
 def test_the_interval_is_wilsons() -> None:
     assert share(95, 100) == "95.0 (88.8-97.8)"  # Wilson 1927, by hand
     assert share(0, 0) == "-"
+
+
+def test_patients_with_one_ailment_alone() -> None:
+    assert list(islice(seeds_with(None, 700), 3)) == [700, 701, 702]
+    chosen = list(islice(seeds_with("fracture", 700), 6))
+    assert len(chosen) == 6
+    assert all("fracture" in settings_of(seed)[1] for seed in chosen)
+    left_out = set(range(700, chosen[-1])) - set(chosen)
+    assert left_out
+    assert not any("fracture" in settings_of(seed)[1] for seed in left_out)
 
 
 def test_cases_read_back(tmp_path: Path) -> None:
