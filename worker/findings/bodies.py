@@ -36,6 +36,7 @@ SMOOTHING_MM = 1.0
 INSIDE_MM, OUTSIDE_MM, BEYOND_MM = 4.0, 2.0, 5.0
 FALLEN, SMEARED = 0.35, 0.25
 LEAST_HU = 0.0  # gas in a disc, and what lies beyond the CT, is no darker than soft tissue
+FOREIGN_HU = 800.0  # no bone is brighter at CT's resolution: cement or metal hides the endplates, so the outline speaks
 NOISE_LINES = (1.5, 0.9, 0.0)  # lines across and along over which HU are smoothed
 SITES = (0.15, 0.50, 0.85)  # where heights are measured, from front to back of the body (DOMAIN.md)
 WINDOW = 0.051  # on either side of a site: one surface point is a voxel's accident
@@ -56,6 +57,7 @@ class Body:
     back_mm: float
     upper_mm: FloatArray  # [across, along]: the endplates' places along the superior axis, NaN outside of the body
     lower_mm: FloatArray
+    outline_mm: tuple[FloatArray, FloatArray]  # of the same lines: where the outline ends above and below
     step_mm: float  # a voxel's extent along the superior axis
 
     @cached_property
@@ -72,8 +74,12 @@ class Body:
         return float(np.hypot(ERROR_PER_STEP * self.step_mm, ERROR_AT_LEAST_MM))
 
     def endplate_normals(self) -> tuple[FloatArray, FloatArray]:
-        """Unit normals [3] of the planes through the upper and the lower endplate, LPS, both pointing up."""
-        upper, lower = (_normal(surface, self) for surface in (self.upper_mm, self.lower_mm))
+        """Unit normals [3] of the planes through the upper and the lower endplate, LPS, both pointing up.
+
+        Each plane lies midway between endplate and outline's end: their tilts err by as much, but not together.
+        """
+        pairs = zip((self.upper_mm, self.lower_mm), self.outline_mm, strict=True)
+        upper, lower = (_normal((endplate + end) / 2, self) for endplate, end in pairs)
         return upper @ self.vertebra.frame.axes, lower @ self.vertebra.frame.axes
 
 
@@ -96,11 +102,11 @@ def measure_body(hu: HuArray, located: Located, label: int) -> Body | None:
     step = float(np.linalg.norm(vertebra.frame.superior @ affine[:3, :3]))
     points = vertebra.frame.to_lps(_lines(front + ALONG * (back - front)))
     seen = ndimage.gaussian_filter(np.maximum(sample_hu(hu, affine, points), LEAST_HU), NOISE_LINES)
-    upper, lower = (
-        _endplate(seen, end, side, SMEARED * step)
-        for end, side in zip(_outline_ends(vertebra, affine, points), (1.0, -1.0), strict=True)
-    )
-    body = Body(label, vertebra, front, back, upper, lower, step)
+    above, below = upper, lower = _outline_ends(vertebra, affine, points)
+    within = (below[..., None] <= UP) & (above[..., None] >= UP)
+    if not (seen[within] > FOREIGN_HU).any():
+        upper, lower = (_endplate(seen, end, side, SMEARED * step) for end, side in ((above, 1.0), (below, -1.0)))
+    body = Body(label, vertebra, front, back, upper, lower, (above, below), step)
     return body if np.isfinite(body.heights_mm).all() else None
 
 

@@ -89,6 +89,12 @@ def test_what_is_denser_than_bone_is_named(ailment: str, code: Code) -> None:
     assert "L4" not in found  # two levels away
 
 
+def test_cement_hides_the_endplates_and_is_no_fracture() -> None:
+    """Beside an endplate its lump is the brightest place: in this patient it read as a loss of height."""
+    found = look(700517, cement="L2", contrast_phase="arterial")
+    assert excluded(found) == {"L2": [Code.CEMENT]}
+
+
 def test_metal_leaves_out_the_neighbour_that_its_rods_reach() -> None:
     anatomy = look(610105, metal="L2")
     assert Code.METAL in excluded(anatomy)["L1"]
