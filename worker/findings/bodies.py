@@ -36,7 +36,9 @@ SMOOTHING_MM = 1.0
 INSIDE_MM, OUTSIDE_MM, BEYOND_MM = 4.0, 2.0, 5.0
 FALLEN, SMEARED = 0.35, 0.25
 LEAST_HU = 0.0  # gas in a disc, and what lies beyond the CT, is no darker than soft tissue
-FOREIGN_HU = 800.0  # no bone is brighter at CT's resolution: cement or metal hides the endplates, so the outline speaks
+# Cement or metal hides the endplates, so the outline speaks: more than this share of the body is brighter than bone
+# (development patients: cement 6 % and more, dense and broken bodies 0.7 % at most).
+FOREIGN_HU, FOREIGN_SHARE = 800.0, 0.03
 NOISE_LINES = (1.5, 0.9, 0.0)  # lines across and along over which HU are smoothed
 SITES = (0.15, 0.50, 0.85)  # where heights are measured, from front to back of the body (DOMAIN.md)
 WINDOW = 0.051  # on either side of a site: one surface point is a voxel's accident
@@ -101,12 +103,9 @@ def measure_body(hu: HuArray, located: Located, label: int) -> Body | None:
         return None
     step = float(np.linalg.norm(vertebra.frame.superior @ affine[:3, :3]))
     points = vertebra.frame.to_lps(_lines(front + ALONG * (back - front)))
-    seen = ndimage.gaussian_filter(np.maximum(sample_hu(hu, affine, points), LEAST_HU), NOISE_LINES)
-    above, below = upper, lower = _outline_ends(vertebra, affine, points)
-    within = (below[..., None] <= UP) & (above[..., None] >= UP)
-    if not (seen[within] > FOREIGN_HU).any():
-        upper, lower = (_endplate(seen, end, side, SMEARED * step) for end, side in ((above, 1.0), (below, -1.0)))
-    body = Body(label, vertebra, front, back, upper, lower, (above, below), step)
+    ends = _outline_ends(vertebra, affine, points)
+    upper, lower = _endplates(sample_hu(hu, affine, points), ends, SMEARED * step)
+    body = Body(label, vertebra, front, back, upper, lower, ends, step)
     return body if np.isfinite(body.heights_mm).all() else None
 
 
@@ -163,6 +162,16 @@ def _ends(lines: npt.NDArray[np.float32]) -> tuple[FloatArray, FloatArray]:
     upper = _crossing(lines, UP, above, above - 1)
     lower = _crossing(lines, UP, below, np.minimum(below + 1, UP.size - 1))
     return np.where(valid & (above > 0), upper, np.nan), np.where(valid & (below < UP.size - 1), lower, np.nan)
+
+
+def _endplates(hu: HuArray, ends_mm: tuple[FloatArray, FloatArray], smeared_mm: float) -> tuple[FloatArray, FloatArray]:
+    """Both endplates on lines of HU [across, along, up]; where cement or metal hides them, the outline's ends."""
+    seen = ndimage.gaussian_filter(np.maximum(hu, LEAST_HU), NOISE_LINES)
+    above, below = ends_mm
+    within = (below[..., None] <= UP) & (above[..., None] >= UP)
+    if within.any() and (seen[within] > FOREIGN_HU).mean() > FOREIGN_SHARE:
+        return ends_mm
+    return _endplate(seen, above, 1.0, smeared_mm), _endplate(seen, below, -1.0, smeared_mm)
 
 
 def _endplate(hu: HuArray, end_mm: FloatArray, side: float, smeared_mm: float) -> FloatArray:
