@@ -326,9 +326,7 @@ def test_a_wedge_fracture_beyond_the_error_is_excluded(spine: tuple[Volume, Labe
     assert [reason.code for reason in anatomy.levels["L2"].exclusions] == [Code.FRACTURE]
     assert not anatomy.levels["L3"].exclusions
     thick = replace(volume, affine=volume.affine @ np.diag([4.0, 1.0, 1.0, 1.0]))
-    whole = len(volume.hu) // 4 * 4
-    hu = volume.hu[:whole].reshape(-1, 4, *volume.hu.shape[1:]).mean(axis=1)  # as a scanner makes thick slices
-    coarse = look(Volume(hu, thick.affine), np.ascontiguousarray(broken[1:whole:4]))
+    coarse = look(Volume(volume.hu[::4], thick.affine), np.ascontiguousarray(broken[::4]))
     assert Code.FRACTURE not in {reason.code for reason in coarse.levels["L3"].exclusions}
 
 

@@ -35,6 +35,7 @@ SMOOTHING_MM = 1.0
 # outwards by a share of its own extent. Measured on development patients (models/SEGMENTATION.md).
 INSIDE_MM, OUTSIDE_MM, BEYOND_MM = 4.0, 2.0, 5.0
 FALLEN, SMEARED = 0.35, 0.25
+THICKEST_MM = 5.0  # measured up to here; in thicker slices an endplate is lost, so the outline speaks
 LEAST_HU = 0.0  # gas in a disc, and what lies beyond the CT, is no darker than soft tissue
 # Cement or metal hides the endplates, so the outline speaks: more than this share of the body is brighter than bone
 # (development patients: cement 6 % and more, dense and broken bodies 0.7 % at most).
@@ -104,7 +105,7 @@ def measure_body(hu: HuArray, located: Located, label: int) -> Body | None:
     step = float(np.linalg.norm(vertebra.frame.superior @ affine[:3, :3]))
     points = vertebra.frame.to_lps(_lines(front + ALONG * (back - front)))
     ends = _outline_ends(vertebra, affine, points)
-    upper, lower = _endplates(sample_hu(hu, affine, points), ends, SMEARED * step)
+    upper, lower = _endplates(sample_hu(hu, affine, points), ends, step)
     body = Body(label, vertebra, front, back, upper, lower, ends, step)
     return body if np.isfinite(body.heights_mm).all() else None
 
@@ -164,14 +165,17 @@ def _ends(lines: npt.NDArray[np.float32]) -> tuple[FloatArray, FloatArray]:
     return np.where(valid & (above > 0), upper, np.nan), np.where(valid & (below < UP.size - 1), lower, np.nan)
 
 
-def _endplates(hu: HuArray, ends_mm: tuple[FloatArray, FloatArray], smeared_mm: float) -> tuple[FloatArray, FloatArray]:
-    """Both endplates on lines of HU [across, along, up]; where cement or metal hides them, the outline's ends."""
+def _endplates(hu: HuArray, ends_mm: tuple[FloatArray, FloatArray], step_mm: float) -> tuple[FloatArray, FloatArray]:
+    """Both endplates on lines of HU [across, along, up]; where slices, cement, metal hide them, the outline's ends."""
+    if step_mm > THICKEST_MM:
+        return ends_mm
     seen = ndimage.gaussian_filter(np.maximum(hu, LEAST_HU), NOISE_LINES)
     above, below = ends_mm
     within = (below[..., None] <= UP) & (above[..., None] >= UP)
     if within.any() and (seen[within] > FOREIGN_HU).mean() > FOREIGN_SHARE:
         return ends_mm
-    return _endplate(seen, above, 1.0, smeared_mm), _endplate(seen, below, -1.0, smeared_mm)
+    smeared = SMEARED * step_mm
+    return _endplate(seen, above, 1.0, smeared), _endplate(seen, below, -1.0, smeared)
 
 
 def _endplate(hu: HuArray, end_mm: FloatArray, side: float, smeared_mm: float) -> FloatArray:
