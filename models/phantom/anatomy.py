@@ -254,6 +254,11 @@ class Torso:
     table_gap: float
     lumbar_ribs: bool = False  # a thirteenth pair, short, on L1
 
+    @property
+    def radius_cm(self) -> float:
+        """Of a round body with as large a cross-section."""
+        return float(np.sqrt(self.half_width * self.half_depth)) / 10
+
 
 @dataclass(frozen=True)
 class Interval:

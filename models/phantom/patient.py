@@ -30,9 +30,10 @@ from models.phantom.anatomy import (
     Vessels,
     spine_names,
 )
+from models.phantom.dials import FROZEN, Dials, turned
 from models.phantom.geometry import Frame
 from models.phantom.grid import Vec3
-from models.phantom.settings import VENDORS, Setting, Value, check
+from models.phantom.settings import VENDORS, Setting, Value, causes, check
 
 __all__ = ["LEVELS", "Patient", "draw"]
 
@@ -75,8 +76,9 @@ AGE_QUANTILES = (22, 33, 49, 63, 71, 82, 91)
 INTERVAL_QUANTILES_DAYS = (0, 1, 9, 49, 121, 270, 365)
 VENDOR_PATIENTS = {"canon": 173, "siemens": 136, "philips": 93}
 KERNELS_OF = {"canon": ("FC03", "FC18"), "philips": ("B", "C")}  # the others have one
-# of mineral contrast from day to day; 1.4 % is printed between scanners of one model (Skornitzke 2022, see SOURCES.md)
-DRIFT_SD = 0.01
+
+TRABECULAR_SD = 32.0  # mg/cm3, of people of one age and sex
+MARROW_SD = 0.09  # of its fat, fraction, of people of one age and sex
 
 # Degeneration; see _worn
 WEAR_SHAPE = 1.5
@@ -96,21 +98,22 @@ def draw(seed: int, **settings: Setting) -> Patient:
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed}")
     given = check(settings)
+    dials = turned(causes(str(given["dials"]))) if "dials" in given else FROZEN
     rng = np.random.default_rng([seed, 1])
     sex, age, bmi, height_m = _person(rng, given)
     build = (1.045 if sex == "M" else 0.96) * (height_m / (1.72 if sex == "M" else 1.58)) ** 0.8
-    bone_density = _trabecular(rng, sex, age)
+    bone_density = _trabecular(rng, dials.density(sex, age))
     cortex = np.exp(rng.normal(0.0, 0.20)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
     cortex = float(np.clip(cortex, 0.65, 1.8))
-    spine, discs, sacrum = _spine(rng, given, build, age, bone_density, cortex)
+    spine, discs, sacrum = _spine(rng, given, build, age, bone_density, cortex, dials)
     names = spine_names(int(_float(given.get("lumbar_count", 5))))
     if names != SPINE:
         own = np.random.default_rng([seed, 7, len(names)])
-        spine, discs, sacrum = _spine(own, given, build, age, bone_density, cortex, names)
+        spine, discs, sacrum = _spine(own, given, build, age, bone_density, cortex, dials, names)
     if given.get("t13_ribs"):
         spine = tuple(replace(v, transverse_span=0.68 * v.transverse_span) if v.name == "L1" else v for v in spine)
-    spine = _worn(np.random.default_rng([seed, 6]), spine, age)
-    spine = _arched(np.random.default_rng([seed, 10]), spine, age)
+    spine = _worn(np.random.default_rng([seed, 6]), spine, age, dials)
+    spine = _arched(np.random.default_rng([seed, 10]), spine, age, sex, dials)
     found = pathology.drawn(seed, given, spine)
     spine = pathology.broken(spine, discs, sacrum, found.fractures)
     torso = _torso(rng, sex, bmi, build, spine, sacrum)
@@ -124,11 +127,11 @@ def draw(seed: int, **settings: Setting) -> Patient:
         spine,
         discs,
         sacrum,
-        _bone(rng, age, sex, bone_density, cortex),
+        _bone(rng, age, sex, bone_density, dials),
         _vessels(rng, sex, age),
         torso,
-        _acquisition(rng, np.random.default_rng([seed, 8]), given, bmi, torso),
-        _interval(np.random.default_rng([seed, 9]), sex, age),
+        _acquisition(rng, np.random.default_rng([seed, 8]), given, bmi, torso, dials),
+        _interval(np.random.default_rng([seed, 9]), dials.yearly(sex, age)),
         found,
     )
     bmd, tbs = given.get("bmd_g_cm2"), given.get("tbs")
@@ -152,18 +155,18 @@ def _person(rng: Rng, given: dict[str, Value]) -> tuple[str, int, float, float]:
     return sex, age, bmi, height
 
 
-def _trabecular(rng: Rng, sex: str, age: int) -> float:
-    slope, at_30 = (1.30, 155.0) if sex == "M" else (1.80, 160.5)
-    return float(np.clip(rng.normal(at_30 - slope * max(0, age - 30), 32.0), 42, 260))
+def _trabecular(rng: Rng, usual: float) -> float:
+    return float(np.clip(rng.normal(usual, TRABECULAR_SD), 42, 260))
 
 
-def _worn(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, ...]:
+def _worn(rng: Rng, spine: tuple[Vertebra, ...], age: int, dials: Dials) -> tuple[Vertebra, ...]:
     """Degeneration: sclerotic endplates and facets, and rims that grow, more from level to level downwards.
 
     It is what a densitometer reads as bone and an attenuation disc in the body's middle does not see. Prevalence and
     strength are ours; that it grows downwards is printed (facets: Kalichman 2008, Spine 33:2560).
     """
-    severity = max(0.0, (age - 40) / 40) * rng.gamma(WEAR_SHAPE, 1 / WEAR_SHAPE)
+    since, years = dials.wear_years
+    severity = max(0.0, (age - since) / years) * rng.gamma(WEAR_SHAPE, 1 / WEAR_SHAPE)
 
     def worn(v: Vertebra) -> Vertebra:
         here = severity * WEAR_BY_LEVEL.get(v.name, 0.5) * rng.gamma(4.0, 0.25)
@@ -178,7 +181,7 @@ def _worn(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, ..
     return tuple(worn(v) for v in spine)
 
 
-def _arched(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, ...]:
+def _arched(rng: Rng, spine: tuple[Vertebra, ...], age: int, sex: str, dials: Dials) -> tuple[Vertebra, ...]:
     """Neural arches of their own strength, and facet joints that grow and harden with age.
 
     Behind the body lie 51.4 % (SD 4.2 %) of L3's mineral in young people (Lee 2009, doi 10.1359/jbmr.090224), and
@@ -186,11 +189,13 @@ def _arched(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, 
     densitometer counts all of it; the slab through the body's middle shows the laminae and the spinous process alone.
     """
     habit = rng.normal(0.0, ARCH_SD)
-    arthrosis = max(0.0, (age - 45) / 35) * rng.gamma(FACET_SHAPE, 1 / FACET_SHAPE)
+    since, years = dials.arthrosis_years
+    arthrosis = max(0.0, (age - since) / years) * rng.gamma(FACET_SHAPE, 1 / FACET_SHAPE)
+    arthrosis *= dials.arthrosis_of_men if sex == "M" else 1.0
 
     def arched(v: Vertebra) -> Vertebra:
         own = float(np.exp(habit + rng.normal(0.0, ARCH_LEVEL_SD)))
-        here = arthrosis * rng.gamma(3.0, 1 / 3.0)
+        here = arthrosis * dials.arthrosis_by_level.get(v.name, 1.0) * rng.gamma(3.0, 1 / 3.0)
         return replace(
             v,
             lateral_cortex=ARCH_SHARE * v.lateral_cortex * own * (1 + FACET_CORTEX * here),
@@ -200,17 +205,13 @@ def _arched(rng: Rng, spine: tuple[Vertebra, ...], age: int) -> tuple[Vertebra, 
     return tuple(arched(v) for v in spine)
 
 
-def _interval(rng: Rng, sex: str, age: int) -> Interval:
-    """Days between CT and DXA, and the patient's own rate of loss: faster about the menopause.
-
-    Japanese women then lose 2.1 % a year (Fujiwara 1998, Calcif Tissue Int 63:202); the other rates and SD are ours.
-    """
+def _interval(rng: Rng, usual: float) -> Interval:
+    """Days between CT and DXA, and the patient's own rate of loss, whose SD is ours."""
     days = int(np.interp(stats.norm.cdf(rng.normal()), SHARES, INTERVAL_QUANTILES_DAYS))
-    usual = -0.003 if age < 48 else -0.018 if sex == "F" and age < 60 else -0.008
     return Interval(days, float(rng.normal(usual, 0.012)))
 
 
-def _bone(rng: Rng, age: int, sex: str, density: float, cortex: float) -> Bone:
+def _bone(rng: Rng, age: int, sex: str, density: float, dials: Dials) -> Bone:
     # microarchitecture: coarser, grainier trabeculae with age and low density, and much that neither explains
     coarse = float(np.exp(rng.normal(0, 0.65) + 0.006 * (age - 60) - 0.0100 * (density - 115)))
     texture = Texture(
@@ -219,17 +220,20 @@ def _bone(rng: Rng, age: int, sex: str, density: float, cortex: float) -> Bone:
         float(rng.uniform(0.9, 1.6)),
         float(rng.uniform(0.06, 0.16)),
     )
-    # women of 20 to 39: 27 % (SD 6 %), more with age (Baum 2018, doi 10.3389/fendo.2018.00141)
-    fat = float(np.clip(0.36 + 0.0045 * (age - 50) + (0.03 if sex == "M" else 0.0) + rng.normal(0, 0.09), 0.12, 0.75))
+    r = dials.marrow_by_density
+    by_density = r * MARROW_SD * (density - dials.density(sex, age)) / TRABECULAR_SD
+    fat = dials.marrow_fat(sex, age) + float(np.sqrt(1 - r * r)) * rng.normal(0, MARROW_SD) + by_density
+    fat = float(np.clip(fat, 0.12, 0.75))
     return Bone(1.0, float(rng.normal(960, 50)), float(np.clip(rng.normal(1.55, 0.22), 1.0, 2.3)), fat, texture)
 
 
 def _tilts(
-    rng: Rng, cobb_deg: float | None, names: tuple[str, ...]
+    rng: Rng, cobb_deg: float | None, names: tuple[str, ...], dials: Dials
 ) -> tuple[float, list[float], list[float], list[float]]:
     """Sacral slope, then tilt, bend and rotation of every vertebra, radians, caudal to cranial."""
     slope = np.radians(np.clip(rng.normal(35, 7), 17, 56))
-    lordosis = np.clip(slope + np.radians(rng.normal(22, 6)), np.radians(28), np.radians(80))
+    beyond = np.radians(rng.normal(*dials.lordosis_beyond_slope))
+    lordosis = np.clip(slope + beyond, np.radians(dials.lordosis_least), np.radians(80))
     tilt, tilts = float(slope), []
     lumbar = sum(name.startswith("L") for name in names)
     own = [SIZES[name].lordosis for name in names]
@@ -254,10 +258,11 @@ def _spine(
     age: int,
     density: float,
     cortex: float,
+    dials: Dials,
     names: tuple[str, ...] = SPINE,
 ) -> tuple[tuple[Vertebra, ...], tuple[float, ...], Sacrum]:
     cobb = given.get("cobb_deg")
-    slope, tilts, bends, spins = _tilts(rng, None if cobb is None else _float(cobb), names)
+    slope, tilts, bends, spins = _tilts(rng, None if cobb is None else _float(cobb), names, dials)
     roll = float(np.radians(rng.normal(0, 3)))
     build *= float(rng.normal(1, 0.035))
     width_habit, depth_habit, height_habit = rng.normal(1, 0.04, 3)
@@ -275,6 +280,7 @@ def _spine(
         density,
         cortex,
         float(np.exp(rng.normal(0, 0.12))),
+        dials,
     )
     vertebrae, discs = [], []
     for name, tilt, bend, spin in zip(names, tilts, bends, spins, strict=True):
@@ -305,27 +311,28 @@ class _Habit:
     density: float
     cortex: float
     posterior: float
+    dials: Dials
 
 
 def _vertebra(rng: Rng, name: str, frame: Frame, height: float, habit: _Habit) -> Vertebra:
-    size, b = SIZES[name], habit.build
+    size, b, dials = SIZES[name], habit.build, habit.dials
     wedge = {"L6": 2.6, "L5": 2.6, "L4": 1.0, "L3": 0.2, "L2": -0.5, "L1": -1.2, "T12": -1.2}.get(
         name, -0.9
     ) + rng.normal(0, 0.7)
     wear = max(0.0, (habit.age - 45) / 40)
-    # density differs a little from level to level, lowest about L3: 227 HU, 236 at L1 (Hendrickson 2018); size ours
-    level = {"L4": 1.0, "L3": 0.97, "L2": 0.99, "L1": 1.03}.get(name, 1.08)
+    level = dials.level_density.get(name, dials.level_density_above)
+    girth = float(np.sqrt(1 + dials.growth * (habit.age - 63) / 70))  # 63: the median
     return Vertebra(
         name=name,
         frame=frame,
-        width=size.width * b * habit.width * rng.normal(1, 0.02),
-        depth=size.depth * b * habit.depth * rng.normal(1, 0.02),
+        width=size.width * b * girth * habit.width * rng.normal(1, 0.02),
+        depth=size.depth * b * girth * habit.depth * rng.normal(1, 0.02),
         height_anterior=height + wedge / 2,
         height_posterior=height - wedge / 2,
         waist=float(np.clip(rng.normal(0.10, 0.025), 0.03, 0.18)),
         squareness=float(np.clip(rng.normal(0.22, 0.08), 0.0, 0.45)),
         posterior_hollow=float(np.clip(rng.normal(0.24 if name not in ("L5", "L6") else 0.10, 0.05), 0.0, 0.4)),
-        endplate_hollow=float(np.clip(rng.normal(2.2, 0.6) + 0.6 * wear, 0.6, 4.5)),
+        endplate_hollow=float(np.clip(rng.normal(dials.endplate_hollow, 0.6) + 0.6 * wear, 0.6, 4.5)),
         lipping=float(max(0.0, rng.gamma(1.2, 1.1) * wear)),
         cortex=0.78 * habit.cortex * float(rng.normal(1, 0.05)),
         endplate=0.98 * habit.cortex * float(rng.normal(1, 0.08)),
@@ -426,7 +433,7 @@ def _torso(rng: Rng, sex: str, bmi: float, build: float, spine: tuple[Vertebra, 
     )
 
 
-def _acquisition(rng: Rng, day: Rng, given: dict[str, Value], bmi: float, torso: Torso) -> Acquisition:
+def _acquisition(rng: Rng, day: Rng, given: dict[str, Value], bmi: float, torso: Torso, dials: Dials) -> Acquisition:
     shares = np.array(list(VENDOR_PATIENTS.values())) / sum(VENDOR_PATIENTS.values())
     vendor = str(rng.choice(list(VENDOR_PATIENTS), p=shares))
     vendor = str(given.get("vendor", vendor))
@@ -442,7 +449,7 @@ def _acquisition(rng: Rng, day: Rng, given: dict[str, Value], bmi: float, torso:
     coverage = given.get("coverage", ("T12", "S1"))
     assert isinstance(coverage, tuple)
     drop = given.get("drop_slice")
-    drift = float(day.normal(0, DRIFT_SD))
+    drift = float(day.normal(0, dials.drift_sd)) - dials.hardening * (torso.radius_cm - 14.0)
     if "mineral_gain" in given:  # where it is not told, the very same number as ever
         drift = (1.0 + drift) * _float(given["mineral_gain"]) - 1.0
     return Acquisition(

@@ -76,8 +76,7 @@ def scan(rendered: Rendered, patient: Patient, rng: np.random.Generator) -> NDAr
 
 def mineral_gain(patient: Patient) -> float:
     """HU of mineral over what the nominal beam would give: vendor, this day's drift, and the patient's size."""
-    radius_cm = float(np.sqrt(patient.torso.half_width * patient.torso.half_depth)) / 10
-    drift = patient.acquisition.drift - SIZE_LOSS * (radius_cm - 14.0)
+    drift = patient.acquisition.drift - SIZE_LOSS * (patient.torso.radius_cm - 14.0)
     return BIAS[patient.acquisition.vendor].mineral_gain * (1.0 + drift)
 
 

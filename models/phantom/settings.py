@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from models.phantom.anatomy import KINDS, LUMBAR_COUNTS, Fracture, spine_names
+from models.phantom.dials import PRINTED
 
 Setting = str | int | float | bool
 Value = str | int | float | bool | tuple[str, str] | None
@@ -31,7 +32,8 @@ WHOLE = {"age": (20, 100), "lumbar_count": (min(LUMBAR_COUNTS), max(LUMBAR_COUNT
 SWITCHES = ("ribs", "t13_ribs")
 LEVEL_LISTS = ("metal", "cement", "sclerosis")
 CHOICES: dict[str, tuple[str, ...]] = {"sex": ("F", "M"), "vendor": tuple(VENDORS), "contrast_phase": PHASES}
-KEYS = (*RANGES, *WHOLE, *CHOICES, *SWITCHES, *LEVEL_LISTS, "fracture", "kvp", "kernel", "coverage", "drop_slice")
+TEXTS = ("fracture", "kvp", "kernel", "coverage", "drop_slice", "dials")
+KEYS = (*RANGES, *WHOLE, *CHOICES, *SWITCHES, *LEVEL_LISTS, *TEXTS)
 
 
 def check(settings: Mapping[str, Setting]) -> dict[str, Value]:
@@ -66,6 +68,11 @@ def fractures(text: str) -> tuple[Fracture, ...]:
         level, percent, kind = (*words, KINDS[0]) if len(words) == 2 else words
         out.append(Fracture(level.upper(), float(percent.removesuffix("%")), kind.lower()))
     return tuple(out)
+
+
+def causes(text: str) -> tuple[str, ...]:
+    """The causes of a list such as `wear,marrow`."""
+    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, str]:
@@ -103,6 +110,8 @@ def _value(key: str, given: Setting) -> Value:
         return _coverage(str(given))
     if key == "drop_slice":
         return _drop(given)
+    if key == "dials":
+        return _causes(str(given))
     raise ValueError(f"unknown setting {key!r}; known: {', '.join(sorted(KEYS))}")
 
 
@@ -170,6 +179,13 @@ def _coverage(given: str) -> tuple[str, str]:
     if not dash or top not in COVERAGE or bottom not in COVERAGE or COVERAGE.index(top) > COVERAGE.index(bottom):
         raise ValueError(f"coverage must be like T12-S1 (from {', '.join(COVERAGE)}), not {given!r}")
     return top, bottom
+
+
+def _causes(given: str) -> str:
+    named = causes(given)
+    if not named or len(set(named)) < len(named) or not set(named) <= set(PRINTED):
+        raise ValueError(f"dials must be of {', '.join(PRINTED)}, each once, not {given!r}")
+    return ",".join(named)
 
 
 def _drop(given: Setting) -> int | None:

@@ -2,9 +2,10 @@
 
 Both sides are timed in turn in one process on the same slabs. What one trunk for both targets saves (the paper has a
 network for each) is printed apart: it is no part of the ratio. The row of matrix products is the limit: as many
-multiplications as the network's, in one product of large matrices, which is as fast as fp32 gets. On a busy machine
-PyTorch's threads wait for each other at every layer and its figure grows out of all proportion, CPU time included:
-trust `OMP_NUM_THREADS=1` there.
+multiplications as the network's, in one product of large matrices, which is as fast as fp32 gets. A pause goes before
+every run: PyTorch's threads spin for a while after their work and would take a core from whoever comes next. On a busy
+machine they wait for each other at every layer and its figure grows out of all proportion, CPU time included: trust
+`OMP_NUM_THREADS=1` there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ FIRST_SEED = 880_000_001  # of no training cohort
 FULL_FIELD = 256  # pixels; the largest field, with random weights
 LIMIT = "one fp32 matrix product of as many multiplications"
 SIDE = 1024  # of the matrices: large enough that only arithmetic counts
+PAUSE_SECONDS = 0.03  # before every run: nobody's threads spin any more
 
 
 def main() -> None:
@@ -106,6 +108,7 @@ def add(table: Table, title: str, sides: dict[str, Callable[[], object]], runs: 
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(runs + 1):
         for name, side in sides.items():
+            time.sleep(PAUSE_SECONDS)
             start, used = time.perf_counter(), time.process_time()
             side()
             wall[name].append(time.perf_counter() - start)
