@@ -69,7 +69,14 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def storescu() -> str:
     """dcmtk's real C-STORE sender."""
-    return shutil.which("storescu") or absent("dcmtk's storescu")
+    return of_dcmtk("storescu") or absent("dcmtk's storescu")
+
+
+def of_dcmtk(program: str) -> str | None:
+    """Where dcmtk's program is, or None. In a virtual environment that was activated pynetdicom's scripts of the same
+    names come first; they are no peer of ours."""
+    own = Path(sys.executable).parent
+    return shutil.which(program, path=os.pathsep.join(one for one in os.get_exec_path() if Path(one) != own))
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -8,7 +8,6 @@ that was down all the while gets everything when it comes up, and the first is n
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from pydicom import dcmread
 
 from service.dicom.reports import codes
 from tests import orthanc, read_back
-from tests.conftest import absent
+from tests.conftest import absent, of_dcmtk
 from tests.enhanced import enhanced
 from tests.installations import TIMEOUT_SECONDS, Installation
 from tests.orthanc import Orthanc
@@ -33,7 +32,7 @@ SEGMENTATION, REPORT = "Segmentation", "Comprehensive3DSR"
 @contextmanager
 def storescp(port: int, folder: Path) -> Iterator[None]:
     """dcmtk's receiver on this port."""
-    program = shutil.which("storescp") or absent("dcmtk's storescp")
+    program = of_dcmtk("storescp") or absent("dcmtk's storescp")
     folder.mkdir(exist_ok=True)
     process = subprocess.Popen([program, "--output-directory", str(folder), str(port)], stderr=subprocess.DEVNULL)
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from service.dicom.send import send_files
 from service.settings import Settings
 from service.store.engine import Store, make_engine, upgrade
 from service.workflow.intake import Door
+from tests.conftest import of_dcmtk
 from tests.service.dicom.harness import slice_file
 
 Address = tuple[str, int]
@@ -83,7 +83,7 @@ def make_slices(folder: Path, instances: int, study: int) -> Path:
 def available_senders() -> dict[str, Sender]:
     """Our sender, and dcmtk's where it is installed."""
     senders: dict[str, Sender] = {"osteogate send": send_with_ours}
-    if shutil.which("storescu"):
+    if of_dcmtk("storescu"):
         senders["dcmtk storescu"] = send_with_storescu
     return senders
 
@@ -97,7 +97,16 @@ def send_with_ours(folder: Path, address: Address) -> None:
 
 def send_with_storescu(folder: Path, address: Address) -> None:
     """The same with dcmtk."""
-    command = ["storescu", "-xe", "-aec", "OSTEOGATE", "+sd", address[0], str(address[1]), str(folder)]
+    command = [
+        of_dcmtk("storescu") or "storescu",
+        "-xe",
+        "-aec",
+        "OSTEOGATE",
+        "+sd",
+        address[0],
+        str(address[1]),
+        str(folder),
+    ]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -151,7 +160,7 @@ def serve(folder: Path) -> None:
 @contextmanager
 def dcmtk_storescp(folder: Path) -> Iterator[Address | None]:
     """dcmtk's storescp, forking for concurrent senders; None where it is absent."""
-    program = shutil.which("storescp")
+    program = of_dcmtk("storescp")
     if program is None:
         yield None
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import socket
 import struct
 import threading
@@ -23,7 +22,7 @@ from service.dicom.part10 import encode_file_meta
 from service.dicom.received import Received, Stored
 from service.dicom.spool import Spool
 from service.settings import Settings
-from tests.conftest import absent
+from tests.conftest import absent, of_dcmtk
 
 PATIENCE_SECONDS = 60.0  # of a wait that ends early: only what hangs takes so long
 CT = syntaxes.CT_IMAGE_STORAGE
@@ -177,7 +176,7 @@ def is_open(connection: socket.socket) -> bool:
 
 def peer_program(name: str) -> str:
     """The path of a dcmtk program; skipped, visibly, where it is absent and not required."""
-    return shutil.which(name) or absent(f"dcmtk's {name}")
+    return of_dcmtk(name) or absent(f"dcmtk's {name}")
 
 
 # A peer at the level of bytes (PS3.8 9.3, PS3.7 6.3)
