@@ -1,8 +1,8 @@
 """Prediction of one study, everything after the crop: ours against eager fp32 PyTorch, same trunk evaluations.
 
 Both sides are timed in turn in one process on the same slabs. What one trunk for both targets saves (the paper has a
-network for each) is printed apart: it is no part of the ratio. The row of matrix products is the limit: as many
-multiplications as the network's, in one product of large matrices, which is as fast as fp32 gets. A pause goes before
+network for each) is printed apart: it is no part of the ratio. The row of matrix products is the yardstick: as
+many multiplications as the network's, in one product of large matrices, which is about as fast as fp32 gets. A pause goes before
 every run: PyTorch's threads spin for a while after their work and would take a core from whoever comes next. On a busy
 machine they wait for each other at every layer and its figure grows out of all proportion, CPU time included: trust
 `OMP_NUM_THREADS=1` there.
@@ -32,7 +32,7 @@ RUNS = 9
 PATIENTS = 10  # whose results are compared; the first is timed
 FIRST_SEED = 880_000_001  # of no training cohort
 FULL_FIELD = 256  # pixels; the largest field, with random weights
-LIMIT = "one fp32 matrix product of as many multiplications"
+YARDSTICK = "one fp32 matrix product of as many multiplications"
 SIDE = 1024  # of the matrices: large enough that only arithmetic counts
 PAUSE_SECONDS = 0.03  # before every run: nobody's threads spin any more
 
@@ -57,7 +57,7 @@ def main() -> None:
         f"ours ({predictor.engine})": lambda: predictor.answers(studies[0]),
         "ours, measures and readout too": lambda: predictor.predict(studies[0], LEVELS),
         "eager fp32 PyTorch": lambda: eager(plain, network_input(studies[0], predictor.input)),
-        LIMIT: product_of_as_many(plain, pictures[0]),
+        YARDSTICK: product_of_as_many(plain, pictures[0]),
         "ours, a network per target": lambda: (predictor.answers(studies[0]), predictor.answers(studies[0])),
     }
     if fast is not None:
@@ -68,7 +68,7 @@ def main() -> None:
     if predictor.engine.startswith("OpenVINO"):
         compiled = compile_for_cpu(plain, torch.get_num_threads())
         whole = {compiled.name: lambda: compiled(full), "eager fp32 PyTorch": lambda: eager(plain, full)}
-        whole[LIMIT] = product_of_as_many(plain, full)
+        whole[YARDSTICK] = product_of_as_many(plain, full)
         add(table, f"{len(full)} pictures, {FULL_FIELD} x {FULL_FIELD}", whole, runs=3)
     console = Console(width=120)
     console.print(table)
