@@ -1,8 +1,8 @@
 """Prediction of one study, everything after the crop: ours against eager fp32 PyTorch, same trunk evaluations.
 
 Both sides are timed in turn in one process on the same slabs. What one trunk for both targets saves (the paper has a
-network for each) is printed apart: it is no part of the ratio. The row of matrix products is the yardstick: as
-many multiplications as the network's, in one product of large matrices, which is about as fast as fp32 gets. A pause goes before
+network for each) is printed apart: it is no part of the ratio. The row of the matrix product is the yardstick: as many
+multiplications as the network's in one product of large matrices, about as fast as fp32 gets. A pause goes before
 every run: PyTorch's threads spin for a while after their work and would take a core from whoever comes next. On a busy
 machine they wait for each other at every layer and its figure grows out of all proportion, CPU time included: trust
 `OMP_NUM_THREADS=1` there.
