@@ -42,12 +42,14 @@ from models.training.readout import cohort_columns, weigh
 
 NOT_MEASURED = "not measured"
 FLAT_SHARE = 0.2  # of the curve, at its end
-FLAT_POINTS = 5  # a line through fewer says nothing
+FLAT_POINTS = 5  # fewer say nothing
 FLAT_FALL = 0.05  # of the best epoch's loss; ours
-FLAT_DEFINITION = (
-    f"the Theil-Sen line through the last fifth of the validation curve (at least {FLAT_POINTS} epochs) falls, from "
-    f"that fifth's first epoch to its last, by less than {FLAT_FALL:.0%} of the best epoch's loss"
-)
+FLAT_DEFINITIONS: Mapping[str, str] = {  # by what a run keeps
+    "last": f"the Theil-Sen line through the last fifth of the validation curve (at least {FLAT_POINTS} epochs) falls, "
+    f"from that fifth's first epoch to its last, by less than {FLAT_FALL:.0%} of the best epoch's loss",
+    "best": f"the last fifth of the epochs (at least {FLAT_POINTS}) brought the best validation loss, which is kept, "
+    f"down by less than {FLAT_FALL:.0%}",
+}
 
 
 def train_package(
@@ -238,31 +240,37 @@ def _training(
         "steps_planned": sum(
             by_name[plan.name].steps if plan.name in by_name else steps_each for plan in config.members
         ),
-        "flat_definition": FLAT_DEFINITION,
+        "flat_definition": FLAT_DEFINITIONS[config.keep],
         "members": {
             one.plan.name: {
                 "targets": list(one.plan.targets),
                 "steps_done": one.step,
                 "steps_planned": one.steps,
                 "best_epoch": one.best_epoch,
-                **flatness(one.curve),
+                **flatness(one.curve, config.keep),
             }
             for one in trained
         },
     }
 
 
-def flatness(curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Whether more epochs would have helped: `flat` by FLAT_DEFINITION, and by how much the last fifth fell.
+def flatness(curve: Sequence[Mapping[str, float]], keep: str = "last") -> dict[str, Any]:
+    """Whether more epochs would have helped: `flat` by FLAT_DEFINITIONS, and by how much the loss fell at the end.
 
-    Theil-Sen's line, because a validation curve has spikes. A rising end (overfitting) is flat: the best epoch lies
+    Where the last epoch is kept: Theil-Sen's line, because a validation curve has spikes. Where the best one is, the
+    best so far: at a constant learning rate every other epoch is a spike, and the line's verdict changed ten times
+    between epochs 24 and 72 of the paper's network for TBS. A rising end (overfitting) is flat: the best epoch lies
     behind it. Both are null where the last fifth is too short.
     """
     losses = np.array([entry["validation_loss"] for entry in curve])
-    last = losses[len(losses) - round(FLAT_SHARE * len(losses)) :]
-    if len(last) < FLAT_POINTS:
+    end = len(losses) - round(FLAT_SHARE * len(losses))
+    if len(losses) - end < FLAT_POINTS:
         return {"flat": None, "fall": None}
-    fall = float(-stats.theilslopes(last).slope * (len(last) - 1) / losses.min())
+    best = losses.min()
+    if keep == "best":
+        fall = float((losses[:end].min() - best) / best)
+    else:
+        fall = float(-stats.theilslopes(losses[end:]).slope * (len(losses) - end - 1) / best)
     return {"flat": fall < FLAT_FALL, "fall": fall}
 
 

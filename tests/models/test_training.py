@@ -484,6 +484,18 @@ def test_a_falling_curve_is_not_flat_and_a_level_one_is() -> None:
     assert fall == pytest.approx(11 / 59)  # the last 12 epochs' share, of the best loss 1.0
 
 
+def test_where_the_best_epoch_is_kept_spikes_do_not_decide_at_any_length() -> None:
+    epochs = np.arange(100)
+    spikes = np.random.default_rng(3).gamma(1.0, 0.3, size=100)  # as of batch norm at a constant learning rate
+    level = curve_of(0.33 * (1 + spikes) + np.exp(-epochs / 3))
+    assert all(flatness(level[:length], "best")["flat"] for length in range(60, 101))
+    assert not all(flatness(level[:length], "last")["flat"] for length in range(60, 101))
+    falling = curve_of(1 / (1 + epochs) * (1 + spikes))
+    assert not any(flatness(falling[:length], "best")["flat"] for length in range(60, 101, 10))
+    assert flatness(level[:20], "best") == {"flat": None, "fall": None}
+    assert flatness(curve_of(np.linspace(2.0, 1.0, 60)), "best")["fall"] == pytest.approx(12 / 59)
+
+
 def test_conformal_intervals_cover_what_they_promise() -> None:
     draw = np.random.default_rng(2)
     errors = draw.normal(0, [0.05, 0.02], size=(2000, 2)).astype(np.float32)
