@@ -794,21 +794,27 @@ def _add_registry(models: Any) -> None:
 
 def run_train(options: argparse.Namespace) -> int:
     """`osteogate train`."""
-    from models.training import train_package
+    from models.training import Interrupted, train_package
     from worker.predict import find_device
 
     if options.refit:
         return run_refit(options)
-    package = train_package(
-        options.cohort,
-        options.out,
-        options.config,
-        device=find_device(Settings().device),
-        resume=options.resume,
-        stop_after_steps=options.stop_after_steps,
-        networks=options.networks,
-        calibration_dir=options.calibration_cohort,
-    )
+    stopping = _until_signalled()
+    try:
+        package = train_package(
+            options.cohort,
+            options.out,
+            options.config,
+            device=find_device(Settings().device),
+            resume=options.resume,
+            stop_after_steps=options.stop_after_steps,
+            networks=options.networks,
+            calibration_dir=options.calibration_cohort,
+            watch=lambda _: not stopping.is_set(),
+        )
+    except Interrupted as stopped:
+        print(f"{stopped}; every step is kept, --resume goes on", file=sys.stderr)
+        return 128 + signal.SIGINT
     steps = package.manifest.training
     state = "finished" if package.manifest.finished else "unfinished, --resume goes on"
     print(f"{package.path}  {steps['steps_done']} of {steps['steps_planned']} steps  {state}")

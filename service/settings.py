@@ -95,6 +95,7 @@ class Settings(BaseSettings):
     references_dir: Path | None = None  # a site's own young-adult references, *.toml
     weights_dir: Path | None = None  # None: data_dir/weights where it exists, else the built-in networks
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    prediction_precision: Literal["fp32", "auto", "bf16"] = "fp32"
 
     # DICOM
     ae_title: str = Field(default="OSTEOGATE", min_length=1, max_length=16)

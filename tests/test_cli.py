@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
+from models.package import ModelPackage
+from service import cli
 from service.cli import main
 from service.domain.policy import DEFAULT_POLICY
 from tests.conftest import ROOT
+from tests.models.tiny import tiny_cohort, tiny_config
 from worker.start import REFERENCE
 
 
@@ -53,6 +58,23 @@ def test_phantom_reference_is_what_ships(capsys: pytest.CaptureFixture[str]) -> 
     for line in ("[digital.young-f-l1l4]", "[digital.young-m-l1l4]", 'population = "'):
         assert line in out
         assert line in shipped
+
+
+def test_a_training_run_that_is_told_to_stop_keeps_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps(tiny_config().to_dict()))
+    cohort, out, told = tiny_cohort(tmp_path / "cohort"), tmp_path / "tiny-0.1", threading.Event()
+    monkeypatch.setattr(cli, "_until_signalled", lambda: told)
+    command = ["train", "--cohort", str(cohort), "--config", str(config), "--out", str(out)]
+    told.set()
+    assert main(command) == 128 + signal.SIGINT
+    assert "fold0 was stopped after step 1 of 12; every step is kept, --resume goes on" in capsys.readouterr().err
+    assert not out.exists()
+    told.clear()
+    assert main([*command, "--resume"]) == 0
+    assert ModelPackage.load(out).manifest.finished
 
 
 @pytest.mark.parametrize(
@@ -143,7 +165,6 @@ def test_models_from_the_command_line(
 ) -> None:
     """Another site's package comes in, is judged here beside the model in force, promoted, and rolled back."""
     import models.evaluation
-    from models.package import ModelPackage
     from tests.models.tiny import tiny_cohort
     from tests.service.domain.reports import passing
     from tests.service.workflow import toy_models

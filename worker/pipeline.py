@@ -116,7 +116,7 @@ class Pipeline:
             PolicyError: the site's policy cannot be used.
         """
         segmenter = segmenter or load_segmenter(weights_in_force(settings), settings.device)
-        predictor = Predictor(package, settings.device)
+        predictor = Predictor(package, settings.device, settings.prediction_precision)
         return cls(segmenter, predictor, predictor.device, policy_in_force(settings).findings)
 
     def screen(self, request: ScreenInput) -> Measurements:

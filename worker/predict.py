@@ -12,7 +12,7 @@ from models.crop import SagittalSlabs
 from models.inputs import InputConfig, network_input
 from models.package import ModelPackage
 from models.readout import Readout
-from models.resnet50 import Floats, Precision, has_bf16, load_network
+from models.resnet50 import Floats, WantedPrecision, has_bf16, load_network, resolved_precision
 from service.domain.errors import OsteogateError
 from worker.compiled import fastest
 
@@ -34,21 +34,25 @@ class Prediction:
 class Predictor:
     """A resident network. Loading verifies every file of the package against its manifest, then compiles.
 
-    fp32 is the default everywhere, so that a value does not hang on the machine. bf16 is taken only when asked for, and
-    only where the hardware computes it: it halves 30 ms of a study that takes seconds, and moved BMD by up to 0.001
-    g/cm2 and TBS by 0.0005 (`make bench`). A CPU without it is twelve times slower than in fp32.
+    fp32 is the default everywhere, so that a value does not hang on the machine. bf16 is taken only when asked for
+    (`auto`: where the hardware computes it; a CPU that emulates it is twelve times slower than in fp32): it halves
+    30 ms of a study that takes seconds, and moves BMD by up to 0.0019 g/cm2, TBS by 0.0010 (models/REFERENCE.md).
+
+    Raises:
+        PackageError: a file of the package is missing or altered.
+        DeviceError: there is no such device here, or it does not compute bf16.
     """
 
-    def __init__(self, package_path: Path, device: str = "auto", precision: Precision = "fp32") -> None:
+    def __init__(self, package_path: Path, device: str = "auto", precision: WantedPrecision = "fp32") -> None:
         self.package = ModelPackage.load(package_path)
         self._device = find_device(device)
-        if precision == "bf16" and not has_bf16(self._device):
+        self.precision = resolved_precision(precision, self._device)
+        if self.precision == "bf16" and not has_bf16(self._device):
             raise DeviceError(f"bf16 was asked for, but this machine's {self._device.type} does not compute it")
-        self.precision = precision
         self.input = InputConfig.from_dict(self.package.manifest.input)
         self.readout = Readout.of(self.package)
         network = load_network(self.package, self._device)
-        self._engine = fastest(network, self._device, precision, _example(self.input))
+        self._engine = fastest(network, self._device, self.precision, _example(self.input))
 
     @property
     def name(self) -> str:

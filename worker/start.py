@@ -104,7 +104,7 @@ def load_predictor(model: InForce, settings: Settings) -> Predictor:
     Raises:
         PackageError: a file is missing or altered, or the package is another one.
     """
-    predictor = Predictor(model.folder, settings.device)
+    predictor = Predictor(model.folder, settings.device, settings.prediction_precision)
     if predictor.sha256 != model.sha256:
         raise PackageError(f"{model.folder} is not the package that was put in force ({model.name})")
     return predictor

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
+import torch
 from scipy import ndimage
 
 from models.crop import Vertebra, locate
@@ -18,14 +19,16 @@ from service.domain.renumber import shifted
 from service.domain.result import Measurements, Numbering, Renumbering
 from service.settings import Settings
 from service.workflow import artefacts
+from service.workflow.model import in_force_here
 from tests.foreign_seg import write_foreign_seg
 from worker.jobs import ScreenRequest
 from worker.located import Located
 from worker.pipeline import LABEL_IDS, Pipeline
+from worker.predict import DeviceError
 from worker.segmentation import Segmentation, SegmentationError
 from worker.segmentation.base import L5, L6, T12, LabelArray
 from worker.segmentation.renamed import KeptLabels
-from worker.start import make_pipeline
+from worker.start import load_predictor, make_pipeline
 from worker.volume import Volume, load_dicom, load_label_map
 
 FloatArray = npt.NDArray[np.float64]
@@ -254,3 +257,14 @@ def test_the_sites_limits_for_findings_reach_the_worker(tmp_path: Path) -> None:
     policy.write_text("[findings]\ncobb_severe_deg = 30\n", encoding="utf-8")
     loaded = make_pipeline(Settings(data_dir=tmp_path, policy_file=policy))
     assert loaded.limits.cobb_severe_deg == 30.0
+
+
+def test_the_sites_precision_reaches_the_worker_and_is_refused_where_it_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Settings(data_dir=tmp_path, device="cpu", prediction_precision="bf16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(DeviceError, match="bf16"):
+        make_pipeline(site)
+    with pytest.raises(DeviceError, match="bf16"):
+        load_predictor(in_force_here(site), site)

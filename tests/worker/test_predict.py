@@ -114,6 +114,17 @@ def test_bf16_is_refused_where_the_hardware_has_none(monkeypatch: pytest.MonkeyP
     assert has_bf16(torch.device("cpu"))
 
 
+def test_auto_takes_bf16_where_the_hardware_has_it_and_stays_within_what_is_promised(
+    predictor: Predictor, patients: list[tuple[float, np.ndarray]]
+) -> None:
+    auto = Predictor(REFERENCE, "cpu", "auto")
+    assert auto.precision == ("bf16" if has_bf16(torch.device("cpu")) else "fp32")
+    assert auto.engine.endswith(auto.precision)  # stands in the result's provenance
+    for _, slabs in patients:
+        both = zip(auto.predict(slabs, LEVELS), predictor.predict(slabs, LEVELS), strict=True)
+        assert all(abs(one.bmd_g_cm2 - other.bmd_g_cm2) < 0.002 for one, other in both)  # g/cm2; README, Settings
+
+
 def test_nothing_is_compiled_before_the_package_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("compiled an altered package")
