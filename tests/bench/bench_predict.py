@@ -5,14 +5,18 @@ network for each) is printed apart: it is no part of the ratio. The row of the m
 multiplications as the network's in one product of large matrices, about as fast as fp32 gets. A pause goes before
 every run: PyTorch's threads spin for a while after their work and would take a core from whoever comes next. On a busy
 machine they wait for each other at every layer and its figure grows out of all proportion, CPU time included: trust
-`OMP_NUM_THREADS=1` there.
+`OMP_NUM_THREADS=1` there. How far the values lie apart is told over ten patients, or over all of a cohort's:
+
+    python -m tests.bench.bench_predict [COHORT]
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +28,7 @@ from models.inputs import network_input
 from models.phantom.cohort import draw_member, patient_slabs
 from models.readout import LEVELS
 from models.resnet50 import BonePredictor, Floats, NetworkConfig, has_bf16, load_tensors
+from models.training.cohort import Cohort
 from worker.compiled import compile_for_cpu
 from worker.predict import Predictor
 from worker.start import package_path
@@ -37,16 +42,14 @@ SIDE = 1024  # of the matrices: large enough that only arithmetic counts
 PAUSE_SECONDS = 0.03  # before every run: nobody's threads spin any more
 
 
-def main() -> None:
+def main(cohort: Path | None = None) -> None:
     """Time the shipped package on digital patients, then an untrained ResNet50 on the full field."""
     predictor = Predictor(package_path("active"), "cpu")
     manifest, channels = predictor.package.manifest, predictor.input.channels
     plain = BonePredictor(NetworkConfig(manifest.architecture, manifest.targets, channels))
     load_tensors(plain, predictor.package.weights())
     plain.eval()
-    studies = [
-        patient_slabs(draw_member(FIRST_SEED + one, {}, enriched=False), 1).slabs[:, 0] for one in range(PATIENTS)
-    ]
+    studies = drawn() if cohort is None else stored(cohort)
     pictures = [network_input(study, predictor.input) for study in studies]
     fast = Predictor(package_path("active"), "cpu", "bf16") if has_bf16(torch.device("cpu")) else None
     table = Table(title=f"prediction of one study, {torch.get_num_threads()} threads, {RUNS} runs in turn")
@@ -80,6 +83,18 @@ def main() -> None:
         if ours is not None:
             bmd, tbs = np.abs(results(ours, studies) - peers).max(axis=0)
             console.print(f"{ours.engine}: over {len(peers)} vertebrae at most {bmd:.1e} g/cm2, {tbs:.1e} TBS off")
+
+
+def drawn() -> list[Floats]:
+    """The slabs [4, slabs, size, size] HU of a few digital patients."""
+    patients = (draw_member(FIRST_SEED + one, {}, enriched=False) for one in range(PATIENTS))
+    return [patient_slabs(patient, 1).slabs[:, 0] for patient in patients]
+
+
+def stored(folder: Path) -> list[Floats]:
+    """The same of every patient of a cohort."""
+    cohort = Cohort.read(folder)
+    return [cohort.slabs[cohort.patients == one, 0].astype(np.float32) for one in dict.fromkeys(cohort.patients)]
 
 
 def results(predictor: Predictor, studies: Sequence[Floats]) -> np.ndarray:
@@ -124,4 +139,4 @@ def add(table: Table, title: str, sides: dict[str, Callable[[], object]], runs: 
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))
