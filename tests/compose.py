@@ -148,7 +148,7 @@ def _lives_well(name: str, service: Document, document: Document) -> Iterator[st
 
 
 def _least_grace(name: str) -> float:
-    from service.cli import WEB_GRACE_SECONDS
+    from service.cli.processes import WEB_GRACE_SECONDS
     from service.steward import LEAVE_SECONDS
     from worker.jobs import GRACE_SECONDS
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.package import ModelPackage
-from service import cli
-from service.cli import main
+from service.cli import main, training
 from service.domain.policy import DEFAULT_POLICY
 from tests.conftest import ROOT
 from tests.models.tiny import tiny_cohort, tiny_config
@@ -66,7 +65,7 @@ def test_a_training_run_that_is_told_to_stop_keeps_its_steps(
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(tiny_config().to_dict()))
     cohort, out, told = tiny_cohort(tmp_path / "cohort"), tmp_path / "tiny-0.1", threading.Event()
-    monkeypatch.setattr(cli, "_until_signalled", lambda: told)
+    monkeypatch.setattr(training, "until_signalled", lambda: told)
     command = ["train", "--cohort", str(cohort), "--config", str(config), "--out", str(out)]
     told.set()
     assert main(command) == 128 + signal.SIGINT
