@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from models.crop import locate
 from worker.segmentation import Segmentation
@@ -19,6 +20,7 @@ from worker.segmentation.quality import (
     Calibration,
     Curve,
     Traits,
+    _denser,
     read_calibration,
     shipped,
     traits,
@@ -55,6 +57,14 @@ def test_bone_that_ends_elsewhere_than_its_outline_is_seen() -> None:
     assert right.size == 0.0
     assert right.overlap is None
     assert right.edge > moved.edge > far.edge
+
+
+def test_how_much_denser_bone_is_than_its_surroundings_is_mann_and_whitneys_statistic() -> None:
+    rng = np.random.default_rng(3)
+    bone, around = (rng.integers(low, low + 60, size).astype(np.float32) for low, size in ((30, 400), (10, 250)))
+    expected = stats.mannwhitneyu(bone, around).statistic / (bone.size * around.size)  # many ties
+    assert _denser(bone, around) == pytest.approx(expected, abs=1e-12)
+    assert _denser(bone, around[:0]) == 0.5
 
 
 def test_size_is_held_against_the_other_lumbar_vertebrae() -> None:

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from scipy.stats import rankdata
 
 from models.crop import Vertebra
 from worker.segmentation.base import L5, L6, T12, LabelArray
@@ -104,8 +103,9 @@ def _denser(inside: npt.NDArray[np.float32], outside: npt.NDArray[np.float32]) -
     if not inside.size or not outside.size:
         return 0.5
     a, b = (some[:: max(1, some.size // MOST_SAMPLES)] for some in (inside, outside))
-    ranks = rankdata(np.concatenate([a, b]))[: a.size]
-    return float((ranks.sum() - a.size * (a.size + 1) / 2) / (a.size * b.size))
+    b = np.sort(b)  # counted here: importing scipy.stats takes a second of every start
+    lower, not_higher = np.searchsorted(b, a, "left"), np.searchsorted(b, a, "right")  # a tie counts half
+    return float((lower + not_higher).mean() / (2 * b.size))
 
 
 # ------------------------------------------------------------------------------------------------- the value
