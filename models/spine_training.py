@@ -33,17 +33,8 @@ from models.phantom.patient import draw
 from models.phantom.render import body_grid, render
 from models.phantom.scanner import scan, scanner_rng
 from models.resnet50 import has_bf16
-from models.spine_unet import (
-    CHECKPOINT,
-    LABEL_IDS,
-    NETWORKS,
-    SpineUNetConfig,
-    build,
-    normalise,
-    resample,
-    write_network,
-    write_sums,
-)
+from models.spine_unet import LABEL_IDS, NETWORKS, SpineUNetConfig, build, normalise, resample, write_network
+from models.weight_files import CHECKPOINT, write_sums
 
 FloatArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.uint8]

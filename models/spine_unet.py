@@ -9,7 +9,6 @@ these, and the other way round; the class map and the spacing belong to the pack
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pydoc
 from collections.abc import Mapping, Sequence
@@ -21,9 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-CONFIGURATION = "3d_fullres"
-CHECKPOINT = Path("fold_0") / "checkpoint_final.pth"
-SUMS_FILE = "SHA256SUMS"
+from models.weight_files import CHECKPOINT, CONFIGURATION
 
 # Anatomy from the bottom up, by TotalSegmentator's names; the position in the tuple is the network's class
 # index.
@@ -240,24 +237,6 @@ def write_network(config: SpineUNetConfig, weights: Mapping[str, Tensor], root: 
     torch.save(checkpoint, unfinished)
     unfinished.replace(folder / CHECKPOINT)
     return folder
-
-
-def write_sums(root: Path) -> Path:
-    """Pin every file of the package by SHA-256, in the format of `sha256sum`."""
-    files = sorted(path for path in root.rglob("*") if path.suffix in {".json", ".pth"})
-    lines = [f"{file_sha256(path)}  {path.relative_to(root).as_posix()}" for path in files]
-    sums = root / SUMS_FILE
-    sums.write_text("\n".join(lines) + "\n", encoding="ascii")
-    return sums
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _stored_once(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

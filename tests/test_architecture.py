@@ -32,6 +32,15 @@ def test_importing_all_of_service_brings_in_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_who_only_waits_for_training_runs_or_checks_weights_stays_small() -> None:
+    code = (
+        "import sys, worker.app, worker.trainer, worker.segmentation.weights\n"
+        "print([name for name in ('torch', 'openvino', 'sklearn', 'scipy.stats') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_check_would_notice_torch() -> None:
     code = f"import sys, torch\nprint([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from models.spine_unet import CHECKPOINT, NETWORKS, SpineUNetConfig, build, write_network
+from models.spine_unet import NETWORKS, SpineUNetConfig, build, write_network
+from models.weight_files import CHECKPOINT
 from worker.segmentation.theirs import class_map, folder_name
 from worker.segmentation.weights import BUILT_IN, TASKS, Task
 

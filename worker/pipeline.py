@@ -42,6 +42,7 @@ from worker.predict import Prediction, Predictor
 from worker.segmentation import Segmentation, Segmenter, SuppliedError, SuppliedLabels, load_segmenter
 from worker.segmentation.renamed import KeptLabels
 from worker.segmentation.supplied import check_usable, unused
+from worker.segmentation.weights import weights_in_force
 from worker.volume import Volume, load_dicom
 
 log = logging.getLogger(__name__)
@@ -235,14 +236,6 @@ class Pipeline:
             device=self.device,
             engine=self.predictor.engine,
         )
-
-
-def weights_in_force(settings: Settings) -> Path | None:
-    """The site's segmentation weights where it has some, else None: the built-in networks."""
-    if settings.weights_dir is not None:
-        return settings.weights_dir
-    imported = settings.data_dir / "weights"
-    return imported if any(imported.glob("[!.]*")) else None  # an unfinished import is refused, not passed over
 
 
 def _cut(volume: Volume, located: Located, anatomy: Anatomy) -> tuple[list[Found], dict[str, Reason]]:

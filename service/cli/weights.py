@@ -36,8 +36,7 @@ def add_commands(commands: Any) -> None:
 
 def run_weights_status(_: argparse.Namespace) -> int:
     """`osteogate weights status`: verifies, but loads nothing."""
-    from worker.pipeline import weights_in_force
-    from worker.segmentation.weights import BUILT_IN, verify
+    from worker.segmentation.weights import BUILT_IN, verify, weights_in_force
 
     root = weights_in_force(Settings())
     folder = verify(root or BUILT_IN)
@@ -50,8 +49,8 @@ def run_weights_status(_: argparse.Namespace) -> int:
 def run_weights_verify(options: argparse.Namespace) -> int:
     """`osteogate weights verify`: what `status` says, after both networks have loaded as well."""
     quiet_libraries()
-    from worker.pipeline import weights_in_force
     from worker.segmentation import load_segmenter
+    from worker.segmentation.weights import weights_in_force
 
     load_segmenter(weights_in_force(Settings()), "cpu")
     return run_weights_status(options)

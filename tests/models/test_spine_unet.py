@@ -25,21 +25,18 @@ from models.spine_training import (
     train,
 )
 from models.spine_unet import (
-    CHECKPOINT,
     COARSE,
     FINE,
     LABEL_IDS,
-    SUMS_FILE,
     SpineUNetConfig,
     build,
     dataset,
-    file_sha256,
     normalise,
     plans,
     resample,
     write_network,
-    write_sums,
 )
+from models.weight_files import CHECKPOINT, SUMS_FILE, file_sha256, write_sums
 
 TINY = replace(
     COARSE, patch_size=(16, 16, 16), features=(4, 8), convolutions=(1, 1), classes=("background", "vertebrae_L1")

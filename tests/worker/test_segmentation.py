@@ -16,7 +16,8 @@ import torch
 from models.phantom.patient import draw
 from models.phantom.render import body_grid, render
 from models.phantom.scanner import scan, scanner_rng
-from models.spine_unet import CHECKPOINT, COARSE, FINE, NETWORKS, SUMS_FILE, build, write_network, write_sums
+from models.spine_unet import COARSE, FINE, NETWORKS, build, write_network
+from models.weight_files import CHECKPOINT, SUMS_FILE, write_sums
 from service.domain.reasons import Code
 from service.domain.result import LEVELS, Numbering
 from tests.conftest import ROOT

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.spine_unet import CHECKPOINT, SUMS_FILE, file_sha256
+from models.weight_files import CHECKPOINT, SUMS_FILE, file_sha256
 from service.cli import main
 from service.store.engine import Store, make_engine, upgrade
 from service.workflow.reading.monitoring import audit
@@ -29,7 +29,7 @@ from worker.segmentation.cascade import Cascade
 from worker.segmentation.importing import prepare
 from worker.segmentation.network import load_network
 from worker.segmentation.theirs import class_map, environment, folder_name
-from worker.segmentation.weights import IMPORT_FILE, Task, WeightsFolder
+from worker.segmentation.weights import IMPORT_FILE, Task, WeightsFolder, weights_in_force
 from worker.volume import Volume
 
 AT = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
@@ -251,7 +251,6 @@ def test_what_was_altered_or_lost_after_the_import_stops_the_start(
     name: str, published: Path, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from service.settings import Settings
-    from worker.pipeline import weights_in_force
 
     bring([published], into)
     monkeypatch.setenv("OSTEOGATE_DATA_DIR", str(into.parent))
@@ -268,7 +267,6 @@ def test_an_import_that_was_killed_half_way_is_refused_not_passed_over(
     published: Path, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from service.settings import Settings
-    from worker.pipeline import weights_in_force
 
     bring([published], into)
 

@@ -26,7 +26,7 @@ from typing import IO
 
 import torch
 
-from models.spine_unet import CHECKPOINT, CONFIGURATION, SUMS_FILE, file_sha256, write_sums
+from models.weight_files import CHECKPOINT, CONFIGURATION, SUMS_FILE, file_sha256, write_sums
 from service.version import software_version
 from worker.segmentation.network import load_network
 from worker.segmentation.theirs import class_map, folder_name

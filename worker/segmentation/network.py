@@ -25,7 +25,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from models.resnet50 import has_bf16
-from models.spine_unet import CHECKPOINT, CONFIGURATION, LABEL_IDS
+from models.spine_unet import LABEL_IDS
+from models.weight_files import CHECKPOINT, CONFIGURATION
 from worker.compiled import OpenVinoEngine, fastest_volume
 from worker.segmentation.base import SegmentationError
 from worker.segmentation.grid import Shape, shape_of

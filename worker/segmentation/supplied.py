@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scipy import ndimage
 
-from models.spine_unet import file_sha256
+from models.weight_files import file_sha256
 from service.dicom.headers import HeaderError, read_facts
 from service.domain.reasons import Code
 from service.domain.result import Anatomy

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.spine_unet import CHECKPOINT, CONFIGURATION, SUMS_FILE, file_sha256
+from models.weight_files import CHECKPOINT, CONFIGURATION, SUMS_FILE, file_sha256
 from service.domain.errors import OsteogateError
+from service.settings import Settings
 
 BUILT_IN = Path(__file__).resolve().parents[2] / "models" / "packages" / "segmentation"
 IMPORT_FILE = "IMPORT.json"
@@ -65,6 +66,14 @@ class WeightsFolder:
         """How results name these weights."""
         networks = f"nnU-Net {self.coarse.parent.name.split('_')[0]} + {self.fine.parent.name.split('_')[0]}"
         return networks if self.task is None else f"{networks} ({self.task.name})"
+
+
+def weights_in_force(settings: Settings) -> Path | None:
+    """The site's segmentation weights where it has some, else None: the built-in networks."""
+    if settings.weights_dir is not None:
+        return settings.weights_dir
+    imported = settings.data_dir / "weights"
+    return imported if any(imported.glob("[!.]*")) else None  # an unfinished import is refused, not passed over
 
 
 def verify(root: Path) -> WeightsFolder:
