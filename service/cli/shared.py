@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from service.workflow.people import By
 
 Handler = Callable[[argparse.Namespace], int]
-
-
 DISCLAIMER = "Investigational. Not a medical device. Confirm with DXA."
 
 
@@ -73,11 +71,11 @@ def site_policy(settings: Settings) -> Policy:
 
 def require_lock(settings: Settings) -> None:
     """Refuse to serve pages off this machine that nothing locks."""
-    from service.api.app import require_lock
+    from service.api import app
 
     store = open_store(settings)
     try:
-        require_lock(settings, store)
+        app.require_lock(settings, store)
     finally:
         store.close()
 
