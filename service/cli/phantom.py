@@ -13,14 +13,9 @@ def add_commands(commands: Any) -> None:
     """Add them to the command line."""
     phantom = commands.add_parser("phantom", help="digital patients").add_subparsers(required=True, metavar="WHAT")
     study = add_command(phantom, "study", run_phantom_study, "a digital patient as a DICOM CT series with its truth")
-    study.add_argument("--seed", type=int, required=True, metavar="S")
-    study.add_argument("--out", type=Path, required=True, metavar="DIR")
-    study.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    _drawn(study)
     cohort = add_command(phantom, "cohort", run_phantom_cohort, "training crops of digital patients with their truth")
-    cohort.add_argument("--seed", type=int, required=True, metavar="S")
-    cohort.add_argument("--patients", type=int, required=True, metavar="N")
-    cohort.add_argument("--out", type=Path, required=True, metavar="DIR")
-    cohort.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    _drawn(cohort, many=True)
     cohort.add_argument(
         "--masks", type=int, default=2, metavar="N", help="cuts of every vertebra: the true mask, and N - 1 rough ones"
     )
@@ -30,10 +25,7 @@ def add_commands(commands: Any) -> None:
     hospital = add_command(
         phantom, "hospital", run_phantom_hospital, "CTs and DXA results of a hospital's digital patients"
     )
-    hospital.add_argument("--seed", type=int, required=True, metavar="S")
-    hospital.add_argument("--patients", type=int, required=True, metavar="N")
-    hospital.add_argument("--out", type=Path, required=True, metavar="DIR")
-    hospital.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    _drawn(hospital, many=True)
     hospital.add_argument(
         "--mix-up", type=float, default=0.0, metavar="F", help="share of the DXA results under another patient's ID"
     )
@@ -46,6 +38,15 @@ def add_commands(commands: Any) -> None:
     )
     reference.add_argument("--seed", type=int, required=True, metavar="S")
     reference.add_argument("--patients", type=int, required=True, metavar="N", help="of each sex")
+
+
+def _drawn(command: argparse.ArgumentParser, *, many: bool = False) -> None:
+    """Who is drawn, with which settings, and where they are written."""
+    command.add_argument("--seed", type=int, required=True, metavar="S")
+    if many:
+        command.add_argument("--patients", type=int, required=True, metavar="N")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
 
 
 def run_phantom_study(options: argparse.Namespace) -> int:
