@@ -8,8 +8,8 @@
     training.json         the curves
     curves.png            and their picture
 
-Format 4 may predict BMD alone, format 3 may have a readout; format 2, which names its networks (`members`), and format
-1, which had one network for both targets, are still read.
+Format 5 may tell scanners apart, format 4 may predict BMD alone, format 3 may have a readout; format 2, which names its
+networks (`members`), and format 1, which had one network for both targets, are still read.
 This module imports no torch, so that the service can list, import and promote packages. Nothing in a package is
 executable: weights are safetensors, never pickles (RULES.md 11).
 """
@@ -30,8 +30,8 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 MODEL_CARD = "model_card.md"
 READOUT = "readout.json"
-FORMAT = 4
-READ_FORMATS = (1, 2, 3, 4)
+FORMAT = 5
+READ_FORMATS = (1, 2, 3, 4, 5)
 TARGETS = ("bmd_g_cm2", "tbs")
 BMD_ALONE = TARGETS[:1]  # where the site's DXA tells no TBS
 TestTime = Literal["none", "exchange-sides"]
@@ -83,6 +83,7 @@ class Manifest:
     members: tuple[Member, ...] = ()
     test_time: TestTime = "none"  # "exchange-sides": the mean over the slabs and the slabs in reversed order
     finished: bool = True  # False: made from a run that can be resumed
+    intervals_elsewhere: tuple[Interval, ...] = ()  # on a scanner that a readout which knows some does not know
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -90,6 +91,7 @@ class Manifest:
             values = json.loads(text)
             values["targets"] = tuple(values["targets"])
             values["intervals"] = tuple(Interval(**one) for one in values["intervals"])
+            values["intervals_elsewhere"] = tuple(Interval(**one) for one in values.pop("intervals_elsewhere", ()))
             members = [Member(**one | {"targets": tuple(one["targets"])}) for one in values.pop("members", ())]
             manifest = cls(**values, members=tuple(members))
         except (ValueError, KeyError, TypeError) as error:
@@ -99,7 +101,8 @@ class Manifest:
             raise PackageError(f"{MANIFEST} has format {manifest.format}, this program reads {known}")
         if manifest.targets not in (TARGETS, BMD_ALONE):
             raise PackageError(f"{MANIFEST}: a package predicts {' and '.join(TARGETS)}, or {BMD_ALONE[0]} alone")
-        if any((one.tbs is None) != (manifest.targets == BMD_ALONE) for one in manifest.intervals):
+        told = (*manifest.intervals, *manifest.intervals_elsewhere)
+        if any((one.tbs is None) != (manifest.targets == BMD_ALONE) for one in told):
             raise PackageError(f"{MANIFEST}: its intervals are not those of {' and '.join(manifest.targets)}")
         if not manifest.members:
             manifest = replace(manifest, members=(manifest.single(),))
@@ -115,12 +118,16 @@ class Manifest:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
-    def interval(self, levels: int) -> Interval:
-        """The half-widths for the mean over `levels` vertebrae; the widest where it was not calibrated."""
-        for one in self.intervals:
+    def interval(self, levels: int, *, elsewhere: bool = False) -> Interval:
+        """The half-widths for the mean over `levels` vertebrae; the widest where it was not calibrated.
+
+        `elsewhere`: on a scanner that the readout does not know, though it knows others.
+        """
+        told = self.intervals_elsewhere if elsewhere else self.intervals
+        for one in told:
             if one.levels == levels:
                 return one
-        return max(self.intervals, key=lambda one: one.bmd_g_cm2)
+        return max(told, key=lambda one: one.bmd_g_cm2)
 
 
 @dataclass(frozen=True)

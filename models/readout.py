@@ -3,11 +3,14 @@
 A network learns texture from patients, and there are few of them; what `models.measures` reads needs none. The map is
 fitted where the network's answers are honest (`models.training.readout`) and lies in the package as readout.json, every
 weight by its name.
+
+A readout that was fitted to a site's pairs may know the site's scanners: HU of bone are mineral times the scanner's
+gain, which no picture tells, so each scanner has a factor of its own.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,26 +27,54 @@ FURTHEST = 4.0  # standard deviations from the mean of those it was fitted on: n
 
 
 @dataclass(frozen=True)
+class ScannerFactors:
+    """What the answers of one scanner are multiplied by, and how many patients' pairs say so."""
+
+    factors: Values  # [targets], about 1
+    patients: int
+
+
+@dataclass(frozen=True)
 class Readout:
-    """y = bias + weights . z, where z are `columns` in standard deviations of the vertebrae that it was fitted on."""
+    """y = (bias + weights . z) x the scanner's factor, where z are `columns` in standard deviations of the vertebrae
+    that it was fitted on."""
 
     centre: Values  # [columns]
     scale: Values  # [columns], above 0
     weights: Values  # [targets, columns]
     bias: Values  # [targets], in the targets' own units
     targets: tuple[str, ...] = TARGETS  # of the network whose answers it weighs, and its own
+    scanners: Mapping[str, ScannerFactors] = field(default_factory=dict)  # by `scanner_name`; none: all read alike
 
-    def __call__(self, answers: npt.NDArray[Any], slabs: Sequence[npt.NDArray[Any]], levels: Sequence[str]) -> Values:
+    def __call__(
+        self,
+        answers: npt.NDArray[Any],
+        slabs: Sequence[npt.NDArray[Any]],
+        levels: Sequence[str],
+        scanner: str = "",
+    ) -> Values:
         """The network's answers [n, targets], n slabs [slabs, size, size] HU and n levels -> [n, targets].
 
-        What cannot be measured counts as the mean; a level that is none of LEVELS as a vertebra of unknown name.
+        What cannot be measured counts as the mean; a level that is none of LEVELS as a vertebra of unknown name; a
+        scanner that is none of `scanners` as the average of those.
         """
-        return self.of_columns(columns(answers, slabs, levels))
+        return self.of_columns(columns(answers, slabs, levels), [scanner] * len(levels))
 
-    def of_columns(self, values: Values) -> Values:
-        """[n, columns] -> [n, targets]."""
+    def of_columns(self, values: Values, scanners: Sequence[str] | npt.NDArray[np.str_] | None = None) -> Values:
+        """[n, columns] and the scanner of each vertebra -> [n, targets]; without scanners, as on an unknown one."""
         found: Values = self.bias + standardised(values, self.centre, self.scale) @ self.weights.T
+        if scanners is not None and self.scanners:
+            found *= np.array([self.factors(scanner) for scanner in scanners]).reshape(found.shape)
         return found
+
+    def knows(self, scanner: str) -> bool:
+        """Whether it answers there as on the scanners that it was fitted to; one that knows none tells none apart."""
+        return not self.scanners or scanner in self.scanners
+
+    def factors(self, scanner: str) -> Values:
+        """[targets] of this scanner; 1 where it is not known."""
+        known = self.scanners.get(scanner)
+        return np.ones(len(self.targets)) if known is None else known.factors
 
     @classmethod
     def of(cls, package: ModelPackage) -> Self | None:
@@ -55,7 +86,10 @@ class Readout:
         if READOUT not in package.manifest.files:
             return None
         text = (package.path / READOUT).read_text(encoding="utf-8")
-        return cls.from_json(text, package.path / READOUT, package.manifest.targets)
+        made = cls.from_json(text, package.path / READOUT, package.manifest.targets)
+        if made.scanners and not package.manifest.intervals_elsewhere:
+            raise PackageError(f"{package.path} tells scanners apart, but has no intervals for a CT from another one")
+        return made
 
     @classmethod
     def unweighed(cls, values: Values, targets: tuple[str, ...] = TARGETS) -> Self:
@@ -82,6 +116,10 @@ class Readout:
                 weights=np.array([[float(one[target]) for one in table] for target in targets]),
                 bias=np.array([float(stored["bias"][target]) for target in targets]),
                 targets=targets,
+                scanners={
+                    name: ScannerFactors(np.array([float(one[target]) for target in targets]), int(one["patients"]))
+                    for name, one in stored.get("scanners", {}).items()
+                },
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PackageError(f"{source} is not a readout of this program: {error}") from error
@@ -89,10 +127,16 @@ class Readout:
             raise PackageError(f"{source} holds a value that is no number")
         if (made.scale <= 0).any():
             raise PackageError(f"{source} holds a scale that is not above 0")
+        for name, known in made.scanners.items():
+            if not (np.isfinite(known.factors) & (known.factors > 0)).all():
+                raise PackageError(f"{source} holds a factor of {name} that is not above 0")
         return made
 
     def to_json(self) -> str:
-        """Every column by its name: its mean, its standard deviation, and what one of them adds to each target."""
+        """Every column by its name: its mean, its standard deviation, and what one of them adds to each target.
+
+        And every scanner with its factors.
+        """
         table = {
             name: {
                 "centre": float(self.centre[number]),
@@ -101,8 +145,22 @@ class Readout:
             }
             for number, name in enumerate(column_names(self.targets))
         }
-        bias = {target: float(self.bias[row]) for row, target in enumerate(self.targets)}
-        return json.dumps({"bias": bias, "columns": table}, indent=1, allow_nan=False) + "\n"
+        stored: dict[str, Any] = {"bias": self._by_target(self.bias), "columns": table}
+        if self.scanners:
+            stored["scanners"] = {
+                name: {"patients": known.patients, **self._by_target(known.factors)}
+                for name, known in self.scanners.items()
+            }
+        return json.dumps(stored, indent=1, allow_nan=False) + "\n"
+
+    def _by_target(self, values: Values) -> dict[str, float]:
+        return {target: float(values[row]) for row, target in enumerate(self.targets)}
+
+
+def scanner_name(maker: str | None, model: str | None) -> str:
+    """A scanner as readouts and cohorts name it, "canon Aquilion ONE"; "" where its model is not told."""
+    words = (model or "").split()
+    return " ".join((maker or "unknown", *words)) if words else ""
 
 
 def column_names(targets: tuple[str, ...]) -> tuple[str, ...]:

@@ -148,11 +148,11 @@ class Pipeline:
         with watch.stage("crop"):
             found, lost = _cut(volume, located, anatomy)
         with watch.stage("predict"):
-            predictions = self._predict(found)
+            predictions = self._predict(found, volume.scanner)
         with watch.stage("pictures"):
             pictures.write(artefacts_dir, volume, segmentation.labels, [(f.level, f.vertebra) for f in found])
         levels = _levels(anatomy, found, lost, predictions)
-        patient = self._patient([predictions[name] for name, level in levels.items() if level.valid])
+        patient = self._patient([predictions[name] for name, level in levels.items() if level.valid], volume.scanner)
         measurements = Measurements(
             levels=levels,
             anatomy=anatomy,
@@ -160,11 +160,12 @@ class Pipeline:
             model_synthetic_only=self.predictor.synthetic_only,
             model_gate_passed=self.gate_passed,
             model_measures_tbs=self.predictor.measures_tbs,
+            model_knows_scanner=self.predictor.knows(volume.scanner),
             patient_bmd_interval=_rounded_pair(patient.bmd_interval, 4) if patient else None,
             patient_tbs_interval=_rounded_pair(patient.tbs_interval, 4) if patient else None,
             refusals=anatomy.refusals,
             timings_s=watch.seconds,
-            shadow=self._shadowed(found, watch),
+            shadow=self._shadowed(found, volume.scanner, watch),
         )
         return measurements, segmentation
 
@@ -202,19 +203,19 @@ class Pipeline:
             anatomy = anatomy_room.assess(volume, segmentation, self.limits, told, located)
         return Outlined(segmentation, anatomy, located)
 
-    def _predict(self, found: list[Found]) -> dict[str, Prediction]:
+    def _predict(self, found: list[Found], scanner: str) -> dict[str, Prediction]:
         if not found:
             return {}
-        predictions = self.predictor.predict([one.slabs for one in found], [one.level for one in found])
+        predictions = self.predictor.predict([one.slabs for one in found], [one.level for one in found], scanner)
         return {one.level: prediction for one, prediction in zip(found, predictions, strict=True)}
 
-    def _shadowed(self, found: list[Found], watch: Stopwatch) -> Shadowed | None:
+    def _shadowed(self, found: list[Found], scanner: str, watch: Stopwatch) -> Shadowed | None:
         """What the candidate in shadow says; whatever befalls it, the study goes on without."""
         if self.shadow is None or not found:
             return None
         try:
             with watch.stage("shadow"):
-                said = self.shadow.predict([one.slabs for one in found], [one.level for one in found])
+                said = self.shadow.predict([one.slabs for one in found], [one.level for one in found], scanner)
         except Exception:
             log.exception("the model in shadow (%s) failed; the study goes on without it", self.shadow.name)
             return None
@@ -222,9 +223,9 @@ class Pipeline:
         finite = {name: pair for name, pair in levels.items() if all(one is None or np.isfinite(one) for one in pair)}
         return Shadowed(self.shadow.sha256, finite)
 
-    def _patient(self, valid: list[Prediction]) -> Prediction | None:
+    def _patient(self, valid: list[Prediction], scanner: str) -> Prediction | None:
         """The mean over the valid levels: its interval is narrower than a single vertebra's."""
-        return self.predictor.patient(valid) if valid else None
+        return self.predictor.patient(valid, scanner) if valid else None
 
     def _provenance(self, segmentation: Segmentation) -> Provenance:
         return Provenance(

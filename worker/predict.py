@@ -81,33 +81,46 @@ class Predictor:
     def synthetic_only(self) -> bool:
         return self.package.manifest.synthetic_only
 
-    def predict(self, slabs: Sequence[SagittalSlabs] | Floats, levels: Sequence[str]) -> list[Prediction]:
+    @property
+    def scanners(self) -> tuple[str, ...]:
+        """The scanners that it was fitted to at a site, where it tells scanners apart."""
+        return () if self.readout is None else tuple(self.readout.scanners)
+
+    def knows(self, scanner: str) -> bool:
+        """False on a scanner that it was not fitted to, where it tells scanners apart: intervals are wider there."""
+        return self.readout is None or self.readout.knows(scanner)
+
+    def predict(
+        self, slabs: Sequence[SagittalSlabs] | Floats, levels: Sequence[str], scanner: str = ""
+    ) -> list[Prediction]:
         """One Prediction per vertebra, from its slabs or from an array [vertebrae, slabs, size, size] HU.
 
-        `levels` are the vertebrae's names; one of no known name is judged as the average of L1-L4.
+        `levels` are the vertebrae's names; one of no known name is judged as the average of L1-L4. `scanner` is where
+        they were scanned (`models.readout.scanner_name`).
         """
         if len(slabs) == 0:
             return []
         stacked = slabs if isinstance(slabs, np.ndarray) else np.stack([one.hu for one in slabs])
         values: npt.NDArray[np.floating] = self.answers(stacked)
         if self.readout is not None:
-            values = self.readout(values, list(stacked), levels)
-        return [self._with_interval(*map(float, one), levels=1) for one in values]
+            values = self.readout(values, list(stacked), levels, scanner)
+        return [self._with_interval(*map(float, one), levels=1, scanner=scanner) for one in values]
 
     def answers(self, slabs: Floats) -> Floats:
         """What the network alone says of [vertebrae, slabs, size, size] HU: [vertebrae, targets]."""
         return self._engine(network_input(slabs, self.input))
 
-    def patient(self, vertebrae: Sequence[Prediction]) -> Prediction:
+    def patient(self, vertebrae: Sequence[Prediction], scanner: str = "") -> Prediction:
         """The mean over the patient's usable vertebrae, as in the paper, with that mean's own interval."""
         if not vertebrae:
             raise ValueError("a patient's value needs at least one vertebra")
         bmd = float(np.mean([one.bmd_g_cm2 for one in vertebrae]))
         scores = [one.tbs for one in vertebrae if one.tbs is not None]
-        return self._with_interval(bmd, float(np.mean(scores)) if scores else None, levels=len(vertebrae))
+        tbs = float(np.mean(scores)) if scores else None
+        return self._with_interval(bmd, tbs, levels=len(vertebrae), scanner=scanner)
 
-    def _with_interval(self, bmd: float, tbs: float | None = None, *, levels: int) -> Prediction:
-        half = self.package.manifest.interval(levels)
+    def _with_interval(self, bmd: float, tbs: float | None = None, *, levels: int, scanner: str) -> Prediction:
+        half = self.package.manifest.interval(levels, elsewhere=not self.knows(scanner))
         score = None if tbs is None or half.tbs is None else (tbs - half.tbs, tbs + half.tbs)
         return Prediction(bmd, (bmd - half.bmd_g_cm2, bmd + half.bmd_g_cm2), tbs, score)
 

@@ -23,9 +23,10 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from scipy import ndimage
 
+from models.readout import scanner_name
 from service.dicom.headers import HeaderError, read_facts
 from service.dicom.part10 import BoundedFile
-from service.domain.eligibility import ENHANCED_CT
+from service.domain.eligibility import ENHANCED_CT, vendor_of
 from service.domain.errors import OsteogateError
 from service.domain.facts import InstanceFacts
 from service.domain.reasons import Code
@@ -87,6 +88,7 @@ class Volume:
     slice_uids: tuple[str, ...] = ()
     source: SourceGrid | None = None
     frame_of_reference_uid: str | None = None  # of a DICOM series: what a supplied SEG must share
+    scanner: str = ""  # of a DICOM series, by `models.readout.scanner_name`
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -145,7 +147,17 @@ def load_dicom(paths: Sequence[Path]) -> Volume:
         affine=affine,
         slice_uids=tuple(one.uid for one in slices),
         frame_of_reference_uid=frames.pop() if len(frames) == 1 else None,
+        scanner=_scanner(paths[0] if enhanced is None else enhanced[0]),
     )
+
+
+def _scanner(first: Path | InstanceFacts) -> str:
+    """Who made the series, as a training run's cohort names it; "" where the header doesn't say."""
+    try:
+        facts = read_facts(first) if isinstance(first, Path) else first
+    except HeaderError:
+        return ""
+    return scanner_name(vendor_of(facts.manufacturer), facts.model_name)
 
 
 def read_slice(path: Path) -> FloatArray:

@@ -38,9 +38,10 @@ from models.evaluation.statistics import (
     error_regression,
 )
 from models.evaluation.subgroups import by_group, coverage, detection_tests
-from models.evaluation.table import Array, Names, Table, told
+from models.evaluation.table import Array, Bools, Names, Table, told
 from models.evaluation.tasks import Task, make_tasks, percent_yam
 from models.package import Manifest, ModelPackage
+from models.readout import Readout
 from models.training import Cohort, estimate_cohort, train_package
 
 __all__ = [
@@ -78,7 +79,9 @@ def evaluate(
     predicted = estimate_cohort(package, cohort, chosen)
     other = None if comparators_from is None else (Cohort.read(comparators_from), comparators_from)
     comparators = compare(cohort, chosen, cohort_dir, other)
-    table = make_table(cohort, chosen, predicted.astype(np.float64), comparators)
+    readout = Readout.of(package)
+    known = np.array([readout is None or readout.knows(scanner) for scanner in cohort.scanners[chosen]])
+    table = make_table(cohort, chosen, predicted.astype(np.float64), comparators, ~known)
     references = young_adult_bmd or cohort.facts.get("young_adult_bmd")
     sexes = np.array([cohort.rows[index]["sex"] for index in chosen])
     yam = percent_yam(table, sexes, references)
@@ -217,7 +220,11 @@ def _regressions(table: Table) -> dict[str, Any]:
 
 
 def make_table(
-    cohort: Cohort, chosen: npt.NDArray[np.int64], predicted: Array, comparators: Comparators | None = None
+    cohort: Cohort,
+    chosen: npt.NDArray[np.int64],
+    predicted: Array,
+    comparators: Comparators | None = None,
+    elsewhere: Bools | None = None,
 ) -> Table:
     """The chosen vertebrae of a cohort beside their predictions [chosen, targets] (BMD g/cm2 and, maybe, TBS)."""
     rows = [cohort.rows[index] for index in chosen]
@@ -243,6 +250,7 @@ def make_table(
         groups=groups,
         numbers=numbers,
         comparators={} if comparators is None else comparators.estimates,
+        elsewhere=elsewhere,
     )
 
 

@@ -43,6 +43,7 @@ class Table:
     groups: Mapping[str, Names]  # vendor, sex, age, bmi, interval: the subgroup of each vertebra
     numbers: Mapping[str, Array] = field(default_factory=dict)  # age (years), bmi (kg/m2), interval_days
     comparators: Mapping[str, Array] = field(default_factory=dict)  # gbm_bmd, gbm_tbs, oracle_bmd, oracle_tbs
+    elsewhere: Bools | None = None  # on a scanner that the package does not know, though it knows others
 
     @cached_property
     def codes(self) -> Ints:
@@ -67,4 +68,5 @@ class Table:
             pick,
             {name: values[rows] for name, values in self.numbers.items()},
             {name: values[rows] for name, values in self.comparators.items()},
+            None if self.elsewhere is None else self.elsewhere[rows],
         )  # fmt: skip

@@ -3,12 +3,14 @@
     patients/OSG-*/dicom/*.dcm    a CT each, for `osteogate send`
     patients/OSG-*/truth.json     what is true of the patient
     dxa.csv                       a row a region, for `osteogate dxa import` (the GE Lunar layout)
-    hospital.json                 seed, scanner, population, how many results were mixed up
+    hospital.json                 seed, scanners, settings, how many results were mixed up
 
 The scanner is of the maker that no shipped network has seen, and shows mineral stronger than its maker's others do, as
 with a softer beam (our choice, so that the bias is plain); water, fat and muscle read as everywhere, so that no watch
-on reference tissues can tell. The patients are older than those of the paper. They are made side by side, and one that
-stands is not made again: a run that was stopped goes on, and another `mix_up` writes another dxa.csv for the same CTs.
+on reference tissues can tell. A hospital of several scanners has one of each maker, each with a gain of its own,
+drawn as far apart as real scanners were found to be. The patients are older than those of the paper. They are made side
+by side, and one that stands is not made again: a run that was stopped goes on, and another `mix_up` writes another
+dxa.csv for the same CTs.
 """
 
 from __future__ import annotations
@@ -29,18 +31,20 @@ from models.phantom.anatomy import LEVELS, Patient
 from models.phantom.cohort import SEED_STEP
 from models.phantom.freeze import fingerprint
 from models.phantom.patient import draw
-from models.phantom.settings import Setting
+from models.phantom.settings import RANGES, VENDORS, Setting
 from models.phantom.side_by_side import side_by_side
 from models.phantom.study import TRUTH_FILE, save_truth, write_ct
 
-SCANNER: Mapping[str, Setting] = {"vendor": "ge", "mineral_gain": 1.15, "slice_mm": 3.0}
+SCANNER: Mapping[str, Setting] = {"vendor": "ge", "mineral_gain": 1.15}
+SLICE_MM = 3.0
+BETWEEN_SCANNERS = 0.092  # SD of eight scanners' mineral (Skornitzke 2022, see SOURCES.md)
 AGES = (55, 90)  # drawn evenly
 WOMEN = 0.8  # share
 PATIENTS, DXA_FILE, HOSPITAL_FILE = "patients", "dxa.csv", "hospital.json"
 DENSITOMETER = "Prodigy"
 TOTAL = "L1-L4"
 COLUMNS = ("Patients_ID", "Scan_Date", "Model", "Region", "Area_cm2", "BMC_g", "BMD_g/cm2", "TBS")
-MIX_UP_STREAM, POPULATION_STREAM = 12, 11
+POPULATION_STREAM, MIX_UP_STREAM, SCANNER_STREAM = 11, 12, 13
 
 
 @dataclass(frozen=True)
@@ -67,25 +71,31 @@ def make_hospital(
     out: Path,
     settings: Mapping[str, Setting] | None = None,
     *,
+    scanners: int = 1,
     mix_up: float = 0.0,
     processes: int | None = None,
     console: Console | None = None,
 ) -> Path:
     """Write a hospital into `out`; every patient is a function of `seed`, its number and the settings.
 
-    `mix_up` is the share of the DXA results that stand under another patient's ID.
+    `scanners` take the patients in turn; `mix_up` is the share of the DXA results that stand under another patient's
+    ID.
 
     Raises:
         ValueError: a setting is impossible, or another hospital lies in `out`.
     """
     if not 1 <= patients <= SEED_STEP:
         raise ValueError(f"a hospital has 1 to {SEED_STEP} patients, not {patients}")
-    given = {**SCANNER, **(settings or {})}
-    facts = {"provenance": "digital", "seed": seed, "settings": given, "phantom_sha256": fingerprint()}
+    there = scanners_of(seed, scanners)
+    given: dict[str, Setting] = {"slice_mm": SLICE_MM, **(settings or {})}
+    facts = {"provenance": "digital", "seed": seed, "scanners": there, "settings": given}
+    facts |= {"phantom_sha256": fingerprint()}
     out.mkdir(parents=True, exist_ok=True)
     _same_hospital(out / HOSPITAL_FILE, facts)
     (out / HOSPITAL_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    places = [_place(seed * SEED_STEP + number, given, out) for number in range(patients)]
+    places = [
+        _place(seed * SEED_STEP + number, {**there[number % scanners], **given}, out) for number in range(patients)
+    ]
     made = side_by_side(make_resident, places, processes)
     told = track(made, "patients", len(places), console=console or Console(stderr=True))
     exams, mixed = mixed_up(list(told), mix_up, seed)
@@ -95,6 +105,24 @@ def make_hospital(
     return out
 
 
+def scanners_of(seed: int, count: int) -> list[Mapping[str, Setting]]:
+    """The settings of each scanner: the one that is known to read high, or so many with a maker and a gain each.
+
+    Raises:
+        ValueError: there are not so many makers.
+    """
+    if not 1 <= count <= len(VENDORS):
+        raise ValueError(f"a hospital has 1 to {len(VENDORS)} scanners, one of each maker, not {count}")
+    if count == 1:
+        return [SCANNER]
+    rng = np.random.default_rng([seed, SCANNER_STREAM])
+    makers = rng.permutation(list(VENDORS))[:count]
+    gains = np.clip(rng.normal(1.0, BETWEEN_SCANNERS, count), *RANGES["mineral_gain"])
+    return [
+        {"vendor": str(maker), "mineral_gain": round(float(gain), 3)} for maker, gain in zip(makers, gains, strict=True)
+    ]
+
+
 def resident(seed: int, settings: Mapping[str, Setting]) -> Patient:
     """A patient of the hospital: its scanner, its ages, and a DXA that came before the CT."""
     rng = np.random.default_rng([seed, POPULATION_STREAM])
@@ -102,7 +130,7 @@ def resident(seed: int, settings: Mapping[str, Setting]) -> Patient:
         "age": int(rng.integers(AGES[0], AGES[1] + 1)),
         "sex": "F" if rng.random() < WOMEN else "M",
     }
-    drawn = draw(seed, **{**own, **SCANNER, **settings})
+    drawn = draw(seed, **{**own, **SCANNER, "slice_mm": SLICE_MM, **settings})
     # before it, for the CTs are of this year and no densitometer tells the future; bone was denser then
     return replace(drawn, interval=replace(drawn.interval, days=-drawn.interval.days))
 

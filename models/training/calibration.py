@@ -9,12 +9,16 @@ further patients scatters by about the square root of 0.09 / n.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from models.package import Interval
+from models.readout import Readout
 from models.resnet50 import Floats
+from models.training.cohort import Cohort, Ints
+from models.training.readout import cohort_columns
 
 COVERAGE = 0.90
 LEVELS = 4
@@ -37,6 +41,41 @@ def conformal_intervals(errors: Floats, patients: npt.NDArray[np.str_]) -> tuple
         width = [float(one) for one in _conformal_quantile(np.abs(means))]
         intervals.append(Interval(levels, width[0], width[1] if len(width) > 1 else None))
     return tuple(intervals)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a package says of patients that it did not learn from, and the intervals that its errors there ask for."""
+
+    predicted: Floats  # [vertebrae, targets]
+    intervals: tuple[Interval, ...]
+    elsewhere: tuple[Interval, ...] = ()  # on a scanner that the readout does not know; none where it tells none apart
+
+
+def calibrate(
+    readout: Readout | None, cohort: Cohort, judged: Ints, answers: Floats, targets: tuple[str, ...]
+) -> Calibrated:
+    """From the networks' answers for these vertebrae of the cohort, weighed by the readout where there is one.
+
+    Elsewhere is what these patients' intervals were if their scanners were not known: a new scanner is taken to
+    differ from the known ones as they do from each other.
+
+    Raises:
+        ValueError: nobody was on a scanner that the readout knows.
+    """
+    truth, patients, scanners = cohort.truth(targets, judged), cohort.patients[judged], cohort.scanners[judged]
+    if readout is None:
+        return Calibrated(answers, conformal_intervals(answers - truth, patients))
+    table = cohort_columns(cohort, judged, answers)
+    predicted = readout.of_columns(table, scanners).astype(np.float32)
+    known = np.array([readout.knows(scanner) for scanner in scanners])
+    if not known.any():
+        raise ValueError("no patient who sets the intervals was on one of the scanners that the readout was fitted to")
+    intervals = conformal_intervals((predicted - truth)[known], patients[known])
+    if not readout.scanners:
+        return Calibrated(predicted, intervals)
+    unknown = readout.of_columns(table).astype(np.float32)
+    return Calibrated(predicted, intervals, conformal_intervals(unknown - truth, patients))
 
 
 def _conformal_quantile(sizes: Floats) -> Floats:

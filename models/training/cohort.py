@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.package import BMD_ALONE, TARGETS
+from models.readout import scanner_name
 from models.resnet50 import Floats
 
 Ints = npt.NDArray[np.int64]
@@ -73,6 +74,11 @@ class Cohort:
     def provenance(self) -> str:
         """Where the pairs come from: digital or site."""
         return str(self.facts["provenance"])
+
+    @cached_property
+    def scanners(self) -> npt.NDArray[np.str_]:
+        """[vertebrae] by `scanner_name`; "" where it is not told, as in `phantom cohort`."""
+        return np.array([scanner_name(row.get("vendor"), row.get("scanner")) for row in self.rows])
 
     @cached_property
     def sha256(self) -> str:

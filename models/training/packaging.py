@@ -23,8 +23,9 @@ from models.package import (
     refuse_to_overwrite,
     write_members,
 )
+from models.readout import Readout
 from models.resnet50 import Floats, PackageNetwork
-from models.training.calibration import COVERAGE, conformal_intervals
+from models.training.calibration import COVERAGE, calibrate
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import DEFAULT, TrainingConfig, load_configuration
 from models.training.loop import (
@@ -38,7 +39,7 @@ from models.training.loop import (
     short,
     train,
 )
-from models.training.readout import cohort_columns, weigh
+from models.training.readout import weigh
 
 NOT_MEASURED = "not measured"
 FLAT_SHARE = 0.2  # of the curve, at its end
@@ -135,14 +136,12 @@ def package_run(
     device = device or torch.device("cpu")
     judges = calibration or cohort
     if calibration is None:
-        judged, predicted = _held_out(kept, cohort, config, device)
+        judged, answers = _held_out(kept, cohort, config, device)
     else:
         judged = np.arange(len(calibration.patients))
-        predicted = predict_cohort(_together(kept, config, device), calibration, judged, config.input, "fp32", device)
+        answers = predict_cohort(_together(kept, config, device), calibration, judged, config.input, "fp32", device)
     readout = weigh(_together(kept, config, device), cohort, config, device)
-    if readout is not None:
-        predicted = readout.of_columns(cohort_columns(judges, judged, predicted)).astype(np.float32)
-    errors = predicted - judges.truth(config.targets, judged)
+    calibrated = calibrate(readout, judges, judged, answers, config.targets)
     files = {one.plan.name: WEIGHTS if len(config.members) == 1 else f"{one.plan.name}.safetensors" for one in kept}
     finished = len(kept) == len(config.members) and all(one.finished for one in kept)
     manifest = Manifest(
@@ -153,8 +152,9 @@ def package_run(
         input=config.input.to_dict(),
         training={**_training(trained, cohort, config, calibration), "readout": readout and READOUT},
         synthetic_only=cohort.provenance == "digital",
-        metrics={"calibration": metrics(judged, predicted, judges, config.targets)},
-        intervals=conformal_intervals(errors, judges.patients[judged]),
+        metrics={"calibration": metrics(judged, calibrated.predicted, judges, config.targets)},
+        intervals=calibrated.intervals,
+        intervals_elsewhere=calibrated.elsewhere,
         interval_level=COVERAGE,
         created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
         members=tuple(
@@ -172,7 +172,7 @@ def package_run(
     if readout is not None:
         extra[READOUT] = readout.to_json()
     tensors = {files[one.plan.name]: one.network(config).tensors() for one in kept}
-    return write_members(out, manifest, tensors, model_card(manifest), extra)
+    return write_members(out, manifest, tensors, model_card(manifest, readout), extra)
 
 
 def _held_out(
@@ -300,8 +300,8 @@ def curves_png(trained: Sequence[Trained]) -> bytes:
 # For people
 
 
-def model_card(manifest: Manifest) -> str:
-    """What people must know before they use the package."""
+def model_card(manifest: Manifest, readout: Readout | None = None) -> str:
+    """What people must know before they use the package; `readout` where it tells scanners apart."""
     held_out = manifest.metrics["calibration"]
     training = manifest.training
     config = training["config"]
@@ -360,7 +360,7 @@ from {slabs} (5 mm thick), after Yoshida et al. 2023
 | vertebrae | BMD g/cm2 | TBS |
 |---|---|---|
 {widths}
-
+{_scanners(manifest, readout)}
 **Training.** {training["steps_done"]} of {training["steps_planned"]} steps in {config["precision"]}.
 
 | network | targets | steps | epoch kept | validation curve |
@@ -372,6 +372,28 @@ Flat means: {training["flat_definition"]}.
 **Limits.** Not for contrast-enhanced CT, other tube voltages than 120 kVp, fractured or operated vertebrae,
 metal. The network was trained on masks that follow the bone; coarse masks shift its values.
 Intervals hold for patients like the calibration patients, not for other scanners or populations.
+"""
+
+
+def _scanners(manifest: Manifest, readout: Readout | None) -> str:
+    """How each scanner reads, and what is told of a CT from another one; nothing where all are taken alike."""
+    if readout is None or not readout.scanners:
+        return ""
+    named = [short(target).upper() for target in manifest.targets]
+    rows = "\n".join(
+        f"| {name} | {known.patients} | {' | '.join(f'{factor:.3f}' for factor in known.factors)} |"
+        for name, known in readout.scanners.items()
+    )
+    widest = max(one.bmd_g_cm2 for one in manifest.intervals_elsewhere)
+    return f"""
+**Scanners.** Each reads mineral in its own way, so its answers are multiplied by a factor from its own patients' pairs:
+
+| scanner | patients | {" | ".join(named)} |
+|---|---|{"---|" * len(named)}
+{rows}
+
+On any other scanner there is no factor, and the intervals are those which these patients would need without theirs, at
+most {widest:.3f} g/cm2 either way. There the network decides for no real patient.
 """
 
 

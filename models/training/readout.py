@@ -5,11 +5,12 @@
 2. The network's answers and those estimates -> targets, by ridge regression on the patients that it never trained on.
 
 Both are linear, and so is what they make together: one map (`models.readout`). Where no network has seen anybody, on a
-site's own pairs, a readout that stands is adjusted instead: what is missing in it is learned (`adjust_readout`).
+site's own pairs, a readout that stands is adjusted instead: what is missing in it is learned (`adjust_readout`), and
+how each of the site's scanners reads (`scanner_factors`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from models.inputs import InputConfig
 from models.package import TARGETS, ModelPackage
-from models.readout import Readout, Values, columns, standardised, standards
+from models.readout import Readout, ScannerFactors, Values, columns, standardised, standards
 from models.resnet50 import Floats, PackageNetwork, load_network
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import TrainingConfig
@@ -29,6 +30,7 @@ from models.training.loop import predict_cohort
 PENALTIES = np.logspace(-2, 4, 13)
 FEWEST = 20  # vertebrae for either step
 PATIENT_FOLDS = 5  # in which an adjustment is tried out
+SCANNER_PATIENTS = 5  # fewer tell nothing about a scanner
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def estimate_cohort(
     readout = Readout.of(package)
     if readout is None:
         return answers
-    weighed: Floats = readout.of_columns(cohort_columns(cohort, chosen, answers, variant=variant)).astype(np.float32)
+    table = cohort_columns(cohort, chosen, answers, variant=variant)
+    weighed: Floats = readout.of_columns(table, cohort.scanners[chosen]).astype(np.float32)
     return weighed
 
 
@@ -70,10 +73,10 @@ def weigh(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, devic
     variants = cohort.slabs.shape[1]
     seen = np.concatenate([cohort_columns(cohort, learned, nothing, variant=one) for one in range(variants)])
     answers = predict_cohort(network, cohort, unseen, config.input, "fp32", device)
-    return fit_readout(
-        seen, np.tile(cohort.truth(targets, learned), (variants, 1)), cohort_columns(cohort, unseen, answers),
-        cohort.truth(targets, unseen), targets,
-    )  # fmt: skip
+    table, truth = cohort_columns(cohort, unseen, answers), cohort.truth(targets, unseen)
+    learned_truth = np.tile(cohort.truth(targets, learned), (variants, 1))
+    readout = fit_readout(seen, learned_truth, table, truth, targets)
+    return with_scanners(readout, table, truth, cohort.patients[unseen], cohort.scanners[unseen])
 
 
 def cohort_columns(cohort: Cohort, chosen: Ints, answers: Floats, *, variant: int = 0) -> Values:
@@ -111,11 +114,19 @@ def fit_readout(
     return Readout(centre, scale, weights, bias, targets)
 
 
-def adjust_readout(before: Readout, values: Values, truth: Floats, patients: npt.NDArray[np.str_]) -> Readout:
+def adjust_readout(
+    before: Readout,
+    values: Values,
+    truth: Floats,
+    patients: npt.NDArray[np.str_],
+    scanners: npt.NDArray[np.str_] | None = None,
+) -> Readout:
     """The readout, and what these vertebrae [n, columns] show to be missing in it; no network may have seen them.
 
     The difference to the truth [n, targets] is learned by ridge regression, so with few patients little more than a
     shift is, and never less than what was known before. The penalty is the one that serves patients left out whole.
+    Where there are several `scanners` ([n], by `scanner_name`), it is learned within each of them, so that no measure
+    comes to stand for a scanner, and then each scanner's factors are.
 
     Raises:
         ValueError: there are too few.
@@ -125,10 +136,61 @@ def adjust_readout(before: Readout, values: Values, truth: Floats, patients: npt
     z = standardised(values, before.centre, before.scale)
     missing = truth - before.of_columns(values)
     apart = list(GroupKFold(PATIENT_FOLDS).split(z, groups=patients))
+    if scanners is not None and told_apart(scanners, patients):
+        z, missing = _within(z, scanners), _within(missing, scanners)
     lines = [_ridge(z, missing[:, row], apart) for row in range(len(before.targets))]
     weights = before.weights + np.stack([line.weights for line in lines])
     bias = before.bias + np.array([line.bias for line in lines])
-    return Readout(before.centre, before.scale, weights, bias, before.targets)
+    adjusted = Readout(before.centre, before.scale, weights, bias, before.targets)
+    return adjusted if scanners is None else with_scanners(adjusted, values, truth, patients, scanners)
+
+
+def with_scanners(
+    readout: Readout, values: Values, truth: Floats, patients: npt.NDArray[np.str_], scanners: npt.NDArray[np.str_]
+) -> Readout:
+    """The readout with a factor for every scanner of these vertebrae that it can be told from."""
+    known = told_apart(scanners, patients)
+    if not known:
+        return readout
+    named = np.where(np.isin(scanners, known), scanners, "")
+    return replace(readout, scanners=scanner_factors(readout.of_columns(values), truth, patients, named))
+
+
+def scanner_factors(
+    answers: Values, truth: Floats, patients: npt.NDArray[np.str_], scanners: npt.NDArray[np.str_]
+) -> dict[str, ScannerFactors]:
+    """What each named scanner's answers [n, targets] are to be multiplied by, from its patients' means.
+
+    A factor is believed as far as its patients bear it: it is drawn towards 1 by a ridge penalty, the one that serves
+    patients left out. That is Buhlmann's credibility (1967): n patients count n / (n + penalty), where the penalty is
+    the scatter of patients over that of scanners.
+    """
+    who = sorted(set(zip(patients.tolist(), scanners.tolist(), strict=True)))
+    rows = [(patients == patient) & (scanners == scanner) for patient, scanner in who]
+    told = np.array([answers[row].mean(axis=0) for row in rows])
+    missing = np.array([truth[row].mean(axis=0) for row in rows]) - told
+    names = sorted({scanner for _, scanner in who if scanner})
+    on = np.array([[scanner == name for name in names] for _, scanner in who], dtype=np.float64)
+    factors = np.ones((len(names), told.shape[1]))
+    for target in range(told.shape[1]):
+        ridge = RidgeCV(PENALTIES, fit_intercept=False).fit(on * told[:, target, None], missing[:, target])
+        factors[:, target] += ridge.coef_
+    return {name: ScannerFactors(factors[row], int(on[:, row].sum())) for row, name in enumerate(names)}
+
+
+def told_apart(scanners: npt.NDArray[np.str_], patients: npt.NDArray[np.str_]) -> list[str]:
+    """The named scanners with enough patients; none where they are fewer than two: one needs no factor of its own."""
+    names = sorted(set(scanners.tolist()) - {""})
+    known = [name for name in names if len(set(patients[scanners == name])) >= SCANNER_PATIENTS]
+    return known if len(known) > 1 else []
+
+
+def _within(values: Values, groups: npt.NDArray[np.str_]) -> Values:
+    """The values with every group's mean moved to the mean of all (the "within" estimator of panel data)."""
+    moved: Values = values + values.mean(axis=0)
+    for group in set(groups.tolist()):
+        moved[groups == group] -= values[groups == group].mean(axis=0)
+    return moved
 
 
 def _ridge(values: Values, truth: npt.NDArray[np.floating], apart: Sequence[tuple[Ints, Ints]] | None = None) -> Line:

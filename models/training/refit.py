@@ -15,8 +15,8 @@ import torch
 
 from models.package import READOUT, ModelPackage, refuse_to_overwrite, write_members
 from models.readout import Readout
-from models.resnet50 import Floats, load_network
-from models.training.calibration import conformal_intervals
+from models.resnet50 import load_network
+from models.training.calibration import Calibrated, calibrate
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import TrainingConfig
 from models.training.loop import predict_cohort
@@ -55,9 +55,8 @@ def refit_package(
     readout = weigh(network, cohort, config, device)
     judges = calibration or cohort
     judged = judges.where(config.calibration_folds) if calibration is None else np.arange(len(judges.patients))
-    predicted = predict_cohort(network, judges, judged, config.input, "fp32", device)
-    if readout is not None:
-        predicted = readout.of_columns(cohort_columns(judges, judged, predicted)).astype(np.float32)
+    answers = predict_cohort(network, judges, judged, config.input, "fp32", device)
+    calibrated = calibrate(readout, judges, judged, answers, config.targets)
     training = {
         **told,
         "config": config.to_dict(),
@@ -67,7 +66,7 @@ def refit_package(
         "calibration_cohort_sha256": None if calibration is None else calibration.sha256,
         "patients": {**told["patients"], "calibration": len(set(judges.patients[judged]))},
     }
-    return _write(package, out, config, training, readout, judges, judged, predicted)
+    return _write(package, out, config, training, readout, judges, judged, calibrated)
 
 
 def refit_for_site(
@@ -80,7 +79,8 @@ def refit_for_site(
 ) -> ModelPackage:
     """The package's own networks, its readout adjusted to a cohort that none of them was trained on.
 
-    The configuration's calibration folds set the intervals, everybody else adjusts the readout.
+    The configuration's calibration folds set the intervals, everybody else adjusts the readout. Where the cohort comes
+    from several scanners, each gets its own factors, and a CT from another one wider intervals.
 
     Raises:
         ValueError: too few patients, or measures that the networks' input does not allow.
@@ -97,8 +97,9 @@ def refit_for_site(
     answers = predict_cohort(network, cohort, everybody, config.input, "fp32", device)
     table = cohort_columns(cohort, everybody, answers)
     before = Readout.of(package) or Readout.unweighed(table[fitting], config.targets)
-    readout = adjust_readout(before, table[fitting], cohort.truth(config.targets, fitting), cohort.patients[fitting])
-    predicted = readout.of_columns(table[judged]).astype(np.float32)
+    truth, patients, scanners = cohort.truth(config.targets), cohort.patients, cohort.scanners
+    readout = adjust_readout(before, table[fitting], truth[fitting], patients[fitting], scanners[fitting])
+    calibrated = calibrate(readout, cohort, judged, answers[judged], config.targets)
     training = {
         **told,
         "provenance": cohort.provenance,
@@ -116,7 +117,7 @@ def refit_for_site(
             "calibration": len(set(cohort.patients[judged])),
         },
     }
-    return _write(package, out, config, training, readout, cohort, judged, predicted, created)
+    return _write(package, out, config, training, readout, cohort, judged, calibrated, created)
 
 
 def _write(
@@ -127,18 +128,19 @@ def _write(
     readout: Readout | None,
     judges: Cohort,
     judged: Ints,
-    predicted: Floats,
+    calibrated: Calibrated,
     created: datetime | None = None,
 ) -> ModelPackage:
-    """The package's networks as they are, with what was fitted; `predicted` are the estimates for `judged`."""
+    """The package's networks as they are, with what was fitted, and what it says of the `judged`."""
     manifest = replace(
         package.manifest,
         name=config.name,
         version=config.version,
         training=training,
         synthetic_only=training["provenance"] == "digital",
-        metrics={"calibration": metrics(judged, predicted, judges, config.targets)},
-        intervals=conformal_intervals(predicted - judges.truth(config.targets, judged), judges.patients[judged]),
+        metrics={"calibration": metrics(judged, calibrated.predicted, judges, config.targets)},
+        intervals=calibrated.intervals,
+        intervals_elsewhere=calibrated.elsewhere,
         created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
         files={},
     )
@@ -148,4 +150,4 @@ def _write(
     if readout is not None:
         extra[READOUT] = readout.to_json()
     tensors = {member.file: package.weights(member.file) for member in manifest.members}
-    return write_members(out, manifest, tensors, model_card(manifest), extra)
+    return write_members(out, manifest, tensors, model_card(manifest, readout), extra)

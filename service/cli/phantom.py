@@ -27,6 +27,13 @@ def add_commands(commands: Any) -> None:
     )
     _drawn(hospital, many=True)
     hospital.add_argument(
+        "--scanners",
+        type=int,
+        default=1,
+        metavar="N",
+        help="one that reads high, or one of each of N makers, gains drawn",
+    )
+    hospital.add_argument(
         "--mix-up", type=float, default=0.0, metavar="F", help="share of the DXA results under another patient's ID"
     )
     hospital.add_argument("--processes", type=int, metavar="N", help="side by side; one for each core by default")
@@ -85,6 +92,7 @@ def run_phantom_hospital(options: argparse.Namespace) -> int:
             options.patients,
             options.out,
             key_values(options.settings),
+            scanners=options.scanners,
             mix_up=options.mix_up,
             processes=options.processes,
         )

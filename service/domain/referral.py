@@ -348,30 +348,41 @@ def _judge(
         notes += [reference] if isinstance(reference, Reason) else []
     if values.bmd_g_cm2 is not None and not measurements.model_measures_tbs:
         notes.append(_NO_TBS)
+    if values.bmd_g_cm2 is not None and not measurements.model_knows_scanner:
+        notes.append(_UNPAIRED)
     finding = replace(finding, reasons=(*finding.reasons, *notes))
     return finding if patient.tags_checked else _without_no_flag(finding)
 
 
 def _may_drive(measurements: Measurements, policy: ReferralPolicy) -> bool:
-    """Whether the network may decide for a real patient: all three, or the attenuation does.
+    """Whether the network may decide for a real patient: all four, or the attenuation does.
 
-    The site lets it; its model has learned from people; and a person promoted it here after it passed the gate.
+    The site lets it; its model has learned from people; a person promoted it here after it passed the gate; and where
+    it tells scanners apart, it was fitted to this one: the gate judged it on no other.
     """
     learned_from_people = not measurements.model_synthetic_only
-    return policy.network_gate_passed and learned_from_people and measurements.model_gate_passed
+    passed = measurements.model_gate_passed and measurements.model_knows_scanner
+    return policy.network_gate_passed and learned_from_people and passed
 
 
 def _beside(measurements: Measurements) -> Reason:
     """Why the network's values only stand beside the decision."""
-    passed = measurements.model_gate_passed and not measurements.model_synthetic_only
+    if not measurements.model_gate_passed or measurements.model_synthetic_only:
+        why = "it was not validated on this site's patients, and did not decide"
+    elif not measurements.model_knows_scanner:
+        why = "it was not validated on this scanner, and did not decide"
+    else:
+        why = "this site's policy lets it decide for nobody, and it did not"
     what = "BMD and TBS are" if measurements.model_measures_tbs else "BMD is"
-    return Reason(Code.NETWORK_INVESTIGATIONAL, f"The network's {what} {_NOT_ALLOWED if passed else _INVESTIGATIONAL}")
+    return Reason(Code.NETWORK_INVESTIGATIONAL, f"The network's {what} investigational: {why}.")
 
 
 _DIGITAL = Reason(Code.DIGITAL_PATIENT, "A digital patient, compared with a simulated cohort of 20 to 44 years.")
-_INVESTIGATIONAL = "investigational: it was not validated on this site's patients, and did not decide."
-_NOT_ALLOWED = "investigational: this site's policy lets it decide for nobody, and it did not."
 _NO_TBS = Reason(Code.TBS_NOT_MEASURED, "TBS not measured by this model.")
+_UNPAIRED = Reason(
+    Code.SCANNER_NOT_PAIRED,
+    "The model was fitted to other scanners of this site. How this one reads is not known, so the intervals are wider.",
+)
 
 
 def _without_no_flag(finding: _Finding) -> _Finding:

@@ -155,8 +155,8 @@ def test_the_first_format_is_still_read(package: ModelPackage) -> None:
 
 def test_another_format_is_refused(package: ModelPackage) -> None:
     path = package.path / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 4', '"format": 5'))
-    with pytest.raises(PackageError, match="format 5, this program reads 1, 2, 3, 4"):
+    path.write_text(path.read_text().replace('"format": 5', '"format": 6'))
+    with pytest.raises(PackageError, match="format 6, this program reads 1, 2, 3, 4, 5"):
         ModelPackage.load(package.path)
 
 

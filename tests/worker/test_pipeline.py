@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from scipy import ndimage
 
 from models.crop import Vertebra, locate
+from models.readout import ScannerFactors
 from service.domain.renumber import shifted
 from service.domain.result import Measurements, Numbering, Renumbering
 from service.settings import Settings
@@ -24,7 +26,7 @@ from tests.foreign_seg import write_foreign_seg
 from worker.jobs import ScreenRequest
 from worker.located import Located
 from worker.pipeline import LABEL_IDS, Pipeline
-from worker.predict import DeviceError
+from worker.predict import DeviceError, Predictor
 from worker.segmentation import Segmentation, SegmentationError
 from worker.segmentation.base import L5, L6, T12, LabelArray
 from worker.segmentation.renamed import KeptLabels
@@ -96,6 +98,37 @@ def test_a_supplied_segmentation_takes_the_networks_place(
     assert kept.shape[0] == len(paths)
     assert {28, 29, 30, 31} <= set(np.unique(kept).tolist())
     assert not any("supplied" in note for note in measured.anatomy.notes)
+
+
+def test_a_predictor_that_tells_scanners_apart_hears_which_one_it_was(
+    pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path
+) -> None:
+    assert volume.scanner == "siemens SOMATOM Force"  # as a training run's manifest would name it
+    before = measure(pipeline, volume, tmp_path / "before", seg)
+    for name, gain in (("siemens SOMATOM Force", 1.1), ("canon Aquilion ONE", 1.0)):
+        measured = measure(replace(pipeline, predictor=fitted_to(pipeline, name)), volume, tmp_path / name, seg)
+        assert measured.model_knows_scanner is (gain > 1)
+        assert measured.patient_bmd_interval is not None
+        low, high = measured.patient_bmd_interval
+        half = pipeline.predictor.package.manifest.interval(4).bmd_g_cm2
+        assert (high - low) / 2 == pytest.approx(half if gain > 1 else 2 * half, abs=2e-4)
+        for level in measured.valid_levels():
+            was = before.levels[level.level].bmd_g_cm2
+            assert was is not None
+            assert level.bmd_g_cm2 == pytest.approx(gain * was, abs=2e-4)
+    assert before.model_knows_scanner
+
+
+def fitted_to(pipeline: Pipeline, scanner: str) -> Predictor:
+    """The predictor as if it had been fitted to this scanner, which reads 10 % low; elsewhere it is half as sure."""
+    usual = pipeline.predictor
+    assert usual.readout is not None
+    manifest = usual.package.manifest
+    wider = tuple(replace(one, bmd_g_cm2=2 * one.bmd_g_cm2) for one in manifest.intervals)
+    fitted = copy.copy(usual)
+    fitted.readout = replace(usual.readout, scanners={scanner: ScannerFactors(np.array([1.1, 1.0]), 40)})
+    fitted.package = replace(usual.package, manifest=replace(manifest, intervals_elsewhere=wider))
+    return fitted
 
 
 def test_each_vertebra_is_located_once_and_the_results_are_the_same(

@@ -68,7 +68,7 @@ class Predicts(Pipeline):
             provenance=self._provenance(segmentation),  # type: ignore[arg-type]
             model_synthetic_only=self.predictor.synthetic_only,
             model_gate_passed=self.gate_passed,
-            shadow=self._shadowed(cut, Stopwatch()),
+            shadow=self._shadowed(cut, "", Stopwatch()),
         )
 
 

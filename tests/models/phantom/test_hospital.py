@@ -7,13 +7,26 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 
 from models.phantom import hospital
 from models.phantom.dxa import Dxa, DxaLevel
-from models.phantom.hospital import AGES, DXA_FILE, HOSPITAL_FILE, Exam, make_hospital, mixed_up, resident
+from models.phantom.hospital import (
+    AGES,
+    BETWEEN_SCANNERS,
+    DXA_FILE,
+    HOSPITAL_FILE,
+    SCANNER,
+    Exam,
+    make_hospital,
+    mixed_up,
+    resident,
+    scanners_of,
+)
 from models.phantom.patient import draw
+from models.phantom.settings import VENDORS
 from service.domain.dxa_csv import Defaults, read_csv
 
 FEW_SLICES = {"coverage": "L3-L3", "slice_mm": "5"}
@@ -43,6 +56,25 @@ def test_its_people_are_its_own_and_their_dxa_came_first() -> None:
     assert {one.acquisition.vendor for one in people} == {"ge"}
     assert max(one.interval.days for one in people) <= 0
     assert resident(7, {"sex": "M", "vendor": "canon"}).sex == "M"
+
+
+def test_several_scanners_are_of_several_makers_and_read_differently(tmp_path: Path) -> None:
+    assert scanners_of(3, 1) == [SCANNER]
+    four = scanners_of(3, 4)
+    assert scanners_of(3, 4) == four != scanners_of(4, 4)
+    assert {str(one["vendor"]) for one in four} == set(VENDORS)
+    gains = [float(one["mineral_gain"]) for seed in range(100) for one in scanners_of(seed, 3)]
+    assert np.mean(gains) == pytest.approx(1.0, abs=0.02)
+    assert np.std(gains) == pytest.approx(BETWEEN_SCANNERS, abs=0.015)
+    for count in (0, 5):
+        with pytest.raises(ValueError, match="1 to 4 scanners, one of each maker"):
+            make_hospital(3, 2, tmp_path / "none", scanners=count)
+    out = make_hospital(3, 3, tmp_path / "three", FEW_SLICES, scanners=3, processes=1)
+    there = json.loads((out / HOSPITAL_FILE).read_text())["scanners"]
+    for folder, scanner in zip(sorted((out / "patients").iterdir()), there, strict=True):
+        assert json.loads((folder / "truth.json").read_text())["acquisition"]["vendor"] == scanner["vendor"]
+    with pytest.raises(ValueError, match="differs in scanners"):
+        make_hospital(3, 3, out, FEW_SLICES, processes=1)
 
 
 def test_a_mix_up_gives_a_share_of_the_results_to_others() -> None:

@@ -204,6 +204,26 @@ def test_a_model_of_bmd_alone_is_said_to_measure_no_tbs() -> None:
         assert Code.TBS_NOT_MEASURED not in codes(same)
 
 
+def test_a_scanner_that_the_model_was_not_fitted_to_is_told() -> None:
+    for patient in (DIGITAL, REAL):
+        outcome = judge(measured(percent=60.0, model_knows_scanner=False), patient)
+        assert codes(outcome).count(Code.SCANNER_NOT_PAIRED) == 1
+        same = judge(measured(percent=60.0), patient)
+        assert outcome.decision.category is same.decision.category
+        assert Code.SCANNER_NOT_PAIRED not in codes(same)
+
+
+def test_the_network_drives_no_real_patient_on_a_scanner_that_its_gate_never_saw() -> None:
+    policy = site_policy("network_gate_passed = true", SITE_WOMEN)
+    found = measured(percent=60.0, model_synthetic_only=False, model_gate_passed=True)
+    assert judge(found, REAL, policy=policy).decision.driver is Driver.NETWORK
+    outcome = judge(replace(found, model_knows_scanner=False), REAL, policy=policy)
+    assert outcome.decision.driver is Driver.CT_ATTENUATION
+    told = {reason.code: reason.text for reason in outcome.decision.reasons}
+    assert "not validated on this scanner" in told[Code.NETWORK_INVESTIGATIONAL]
+    assert "intervals are wider" in told[Code.SCANNER_NOT_PAIRED]
+
+
 def test_a_digital_patient_without_a_cohort_is_not_assessable() -> None:
     for patient in (replace(DIGITAL, sex="M"), replace(DIGITAL, sex=None)):
         outcome = judge(measured(percent=50.0), patient)

@@ -1,0 +1,215 @@
+"""A site's scanners read mineral differently: each gets its own factor, and a CT from another one is told as such."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from models.evaluation import evaluate
+from models.package import Interval, ModelPackage, PackageError
+from models.readout import COLUMNS, Readout, ScannerFactors, scanner_name
+from models.training import Cohort, TrainingConfig, estimate_cohort, refit_for_site, train_package
+from models.training.readout import adjust_readout, scanner_factors
+from tests.models.test_readout import HERE, RUN, any_readout
+from tests.models.tiny import tiny_cohort, tiny_config
+from worker.predict import Predictor
+
+Names = npt.NDArray[np.str_]
+APART = {"One": 1.15, "Two": 0.95, "Three": 1.0}
+
+
+def read_by(
+    patients: dict[str, int], reads: dict[str, float], seed: int = 7
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], Names, Names]:
+    """Answers and truth [vertebrae, 2], patients and scanners: so many patients of four vertebrae on each scanner."""
+    draw = np.random.default_rng(seed)
+    scanners = np.repeat([name for name, count in patients.items() for _ in range(count)], 4)
+    who = np.repeat([f"P{number}" for number in range(len(scanners) // 4)], 4)
+    of_patient = np.repeat(draw.normal(0, 0.04, len(scanners) // 4), 4)
+    truth = draw.normal(1.0, 0.2, len(scanners))
+    answers = truth * [reads[name] for name in scanners] + of_patient + draw.normal(0, 0.04, len(scanners))
+    return np.stack([answers] * 2, axis=1), np.stack([truth] * 2, axis=1).astype(np.float32), who, scanners
+
+
+def test_a_scanner_s_factor_is_what_its_reading_is_short_of() -> None:
+    found = scanner_factors(*read_by({"a": 60, "b": 60, "c": 60}, {"a": 1.1, "b": 0.95, "c": 1.0}))
+    assert {name: one.patients for name, one in found.items()} == {"a": 60, "b": 60, "c": 60}
+    for name, reads in (("a", 1.1), ("b", 0.95), ("c", 1.0)):
+        assert found[name].factors == pytest.approx([1 / reads] * 2, abs=0.015)
+
+
+def test_scanners_that_read_alike_are_told_apart_less_than_chance_would() -> None:
+    found, plain = [], []
+    for seed in range(20):
+        answers, truth, who, scanners = read_by({"a": 40, "b": 40, "c": 6}, dict.fromkeys("abc", 1.0), seed)
+        factors = scanner_factors(answers, truth, who, scanners)
+        found += [factors[name].factors[0] - 1 for name in "abc"]
+        plain += [truth[scanners == name].mean() / answers[scanners == name].mean() - 1 for name in "abc"]
+    assert np.std(found) < 0.7 * np.std(plain)
+
+
+def test_few_patients_are_believed_less_than_many() -> None:
+    reads = {"a": 1.1, "b": 0.9, "few": 1.1}
+    for count, least, most in ((1, 0.1, 0.95), (60, 0.97, 1.03)):
+        answers, truth, who, scanners = read_by({"a": 60, "b": 60, "few": count}, reads)
+        found = scanner_factors(answers, truth, who, scanners)["few"]
+        alone = truth[scanners == "few"].mean() / answers[scanners == "few"].mean()
+        assert found.patients == count
+        assert least < (found.factors[0] - 1) / (alone - 1) < most
+
+
+def test_one_scanner_or_a_scanner_of_few_patients_is_not_told_apart() -> None:
+    draw = np.random.default_rng(3)
+    table = draw.normal(size=(160, len(COLUMNS)))
+    patients = np.array([f"P{number // 4}" for number in range(160)])
+    before = any_readout()
+    truth = (before.of_columns(table) + 0.1).astype(np.float32)
+    for scanners in (["a"] * 160, [""] * 160, ["a"] * 144 + ["b"] * 16, [""] * 80 + ["b"] * 80):
+        made = adjust_readout(before, table, truth, patients, np.array(scanners))
+        assert made.scanners == {}
+        assert np.allclose(made.weights, adjust_readout(before, table, truth, patients).weights)
+    both = adjust_readout(before, table, truth, patients, np.array(["a"] * 80 + ["b"] * 64 + ["c"] * 16))
+    assert set(both.scanners) == {"a", "b"}
+    assert both.knows("a")
+    assert not both.knows("c")
+    assert any_readout().knows("c")  # one that tells none apart
+
+
+def test_no_measure_comes_to_stand_for_a_scanner() -> None:
+    """A column that differs between scanners alone, as a kernel's noise does, says nothing about the bone."""
+    draw = np.random.default_rng(4)
+    table = draw.normal(size=(400, len(COLUMNS)))
+    patients = np.array([f"P{number // 4}" for number in range(400)])
+    scanners = np.where(np.arange(400) < 200, "a", "b")
+    table[:, 10] = np.where(scanners == "a", 1.0, -1.0) + draw.normal(0, 0.01, 400)
+    before = Readout.unweighed(table)
+    common = before.of_columns(table) * 0.1 + 1.0
+    before = dataclasses.replace(before, weights=before.weights * 0.1, bias=before.bias * 0.1 + 1.0)
+    truth = (common * np.where(scanners == "a", 1.1, 0.9)[:, None] + draw.normal(0, 0.02, (400, 2))).astype(np.float32)
+    blind = adjust_readout(before, table, truth, patients)
+    aware = adjust_readout(before, table, truth, patients, scanners)
+    moved = [np.abs(one.weights - before.weights)[:, 10].max() for one in (blind, aware)]
+    assert moved[0] > 0.05
+    assert moved[1] < 0.01
+    assert aware.scanners["a"].factors == pytest.approx([1.1, 1.1], abs=0.02)
+    left = aware.of_columns(table, scanners) - truth
+    assert np.abs([left[scanners == one].mean(axis=0) for one in "ab"]).max() < 0.01
+
+
+def test_it_survives_the_package_and_a_damaged_factor_is_refused() -> None:
+    known = {"canon Aquilion ONE": ScannerFactors(np.array([1.1, 0.99]), 40)}
+    made = dataclasses.replace(any_readout(), scanners=known)
+    read = Readout.from_json(made.to_json(), HERE)
+    assert read.scanners["canon Aquilion ONE"].patients == 40
+    assert np.array_equal(read.scanners["canon Aquilion ONE"].factors, [1.1, 0.99])
+    assert "scanners" not in json.loads(any_readout().to_json())
+    for factor in (0.0, -1.0, float("nan")):
+        stored = json.loads(made.to_json())
+        stored["scanners"]["canon Aquilion ONE"]["tbs"] = factor
+        with pytest.raises(PackageError, match="canon Aquilion ONE that is not above 0"):
+            Readout.from_json(json.dumps(stored), HERE)
+
+
+def test_a_scanner_s_name() -> None:
+    assert scanner_name("canon", " Aquilion  ONE ") == "canon Aquilion ONE"
+    assert scanner_name(None, "Brand new") == "unknown Brand new"
+    assert scanner_name("ge", None) == scanner_name("ge", " ") == ""
+
+
+# --- in a package -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("scanners")
+    config = TrainingConfig.from_dict(tiny_config(**RUN).to_dict() | {"readout": "measures"})
+    return train_package(tiny_cohort(folder / "cohort", patients=20), folder / "weighed", config)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_cohort(tmp_path_factory.mktemp("site") / "cohort", patients=60, gains=APART)
+
+
+@pytest.fixture(scope="module")
+def refitted(package: ModelPackage, site: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    told = TrainingConfig.from_dict(package.manifest.training["config"])
+    apart = {"validation_folds": (8, 9), "calibration_folds": (8, 9)}
+    config = dataclasses.replace(told, name="site", start_from=package.sha256, **apart)
+    return refit_for_site(package, site, tmp_path_factory.mktemp("made") / "refitted", config)
+
+
+def test_a_refit_learns_how_each_scanner_of_the_site_reads(refitted: ModelPackage, site: Path) -> None:
+    readout = Readout.of(refitted)
+    assert readout is not None
+    assert {name: one.patients for name, one in readout.scanners.items()} == {
+        "canon One": 16, "canon Two": 16, "canon Three": 16,
+    }  # fmt: skip
+    cohort = Cohort.read(site)
+    held_out = cohort.where((8, 9))
+    known = estimate_cohort(refitted, cohort, held_out)[:, 0] - cohort.targets[held_out, 0]
+    unnamed = dataclasses.replace(cohort, rows=tuple({**row, "scanner": ""} for row in cohort.rows))
+    unknown = estimate_cohort(refitted, unnamed, held_out)[:, 0] - cohort.targets[held_out, 0]
+    for name in APART:
+        here = cohort.scanners[held_out] == f"canon {name}"
+        assert abs(known[here].mean()) < 0.05
+    apart = [abs(unknown[cohort.scanners[held_out] == f"canon {name}"].mean()) for name in ("One", "Two")]
+    assert min(apart) > 0.04
+    manifest = refitted.manifest
+    assert manifest.interval(1, elsewhere=True).bmd_g_cm2 > 1.2 * manifest.interval(1).bmd_g_cm2
+    card = refitted.model_card()
+    assert "| canon One | 16 |" in card
+    assert f"at most {max(one.bmd_g_cm2 for one in manifest.intervals_elsewhere):.3f} g/cm2" in " ".join(card.split())
+    assert "**Scanners.**" in card
+
+
+def test_prediction_knows_where_it_is(refitted: ModelPackage, package: ModelPackage, site: Path) -> None:
+    cohort = Cohort.read(site)
+    slabs = cohort.slabs[:4, 0].astype(np.float32)
+    predictor = Predictor(refitted.path, "cpu")
+    assert predictor.scanners == ("canon One", "canon Three", "canon Two")
+    factor = Readout.of(refitted).scanners["canon One"].factors[0]  # type: ignore[union-attr]
+    here, there = (predictor.predict(slabs, ("L1", "L2", "L3", "L4"), name) for name in ("canon One", "ge Elsewhere"))
+    assert [one.bmd_g_cm2 for one in here] == pytest.approx([factor * one.bmd_g_cm2 for one in there])
+    known, elsewhere = (predictor.patient(some, name) for some, name in ((here, "canon One"), (there, "ge Elsewhere")))
+    widths = [one.bmd_interval[1] - one.bmd_interval[0] for one in (known, elsewhere)]
+    told = [refitted.manifest.interval(4, elsewhere=other).bmd_g_cm2 * 2 for other in (False, True)]
+    assert widths == pytest.approx(told)
+    assert widths[1] > widths[0]
+    assert (predictor.knows("canon One"), predictor.knows("ge Elsewhere")) == (True, False)
+    usual = Predictor(package.path, "cpu")
+    assert (usual.scanners, usual.knows("ge Elsewhere")) == ((), True)
+
+
+def test_an_evaluation_takes_each_scanner_s_own_intervals(refitted: ModelPackage, tmp_path: Path) -> None:
+    """Half of the patients on a scanner that the package does not know."""
+    folder = tiny_cohort(tmp_path / "cohort", patients=40, gains={"One": 1.15, "New": 0.8})
+    seen = evaluate(refitted, folder, tmp_path / "report")["subgroups"]["scanner"]
+    cohort = Cohort.read(folder)
+    errors = np.abs(estimate_cohort(refitted, cohort, np.arange(160))[:, 0] - cohort.targets[:, 0])
+    for name, elsewhere in (("One", False), ("New", True)):
+        half = refitted.manifest.interval(1, elsewhere=elsewhere).bmd_g_cm2
+        share = (errors[cohort.scanners == f"canon {name}"] <= half).mean()
+        assert seen[name]["intervals"]["bmd_coverage"] == pytest.approx(share)
+
+
+def test_one_that_tells_scanners_apart_without_intervals_for_others_is_refused(refitted: ModelPackage) -> None:
+    damaged = dataclasses.replace(refitted.manifest, intervals_elsewhere=())
+    with pytest.raises(PackageError, match="no intervals for a CT from another one"):
+        Readout.of(dataclasses.replace(refitted, manifest=damaged))
+
+
+def test_a_manifest_without_them_is_read_as_ever(package: ModelPackage) -> None:
+    stored = json.loads(package.manifest.to_json())
+    del stored["intervals_elsewhere"]
+    read = type(package.manifest).from_json(json.dumps(stored))
+    assert read.intervals_elsewhere == ()
+    assert Readout.of(package) is not None
+    stored["intervals_elsewhere"] = [dataclasses.asdict(Interval(1, 0.1, None))]
+    with pytest.raises(PackageError, match="its intervals are not those of bmd_g_cm2 and tbs"):
+        type(package.manifest).from_json(json.dumps(stored))
