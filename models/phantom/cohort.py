@@ -33,12 +33,13 @@ from models.attenuation import disc_attenuation
 from models.crop import SIZE_PX, SLABS, Floats, Vector, locate, sagittal_slabs
 from models.phantom import dxa
 from models.phantom.anatomy import LABELS, LEVELS, Patient
+from models.phantom.dials import FROZEN, Dials
 from models.phantom.freeze import fingerprint
 from models.phantom.grid import Grid
 from models.phantom.patient import draw
 from models.phantom.render import Rendered, render
 from models.phantom.scanner import scan, scanner_rng
-from models.phantom.settings import Setting
+from models.phantom.settings import Setting, dials_of
 from models.phantom.side_by_side import side_by_side
 from models.phantom.spine import spine_bounds
 
@@ -159,7 +160,7 @@ def _write(
 def make_member(member: Member) -> tuple[list[Row], list[Row]]:
     """Draw, render and store one patient; its rows of cohort.csv and of parameters.csv."""
     patient = draw_member(member.seed, dict(member.settings), enriched=member.enriched)
-    made = patient_slabs(patient, member.variants)
+    made = patient_slabs(patient, member.variants, dials_of(dict(member.settings)))
     name = f"slabs/{patient.patient_id}.npz"
     np.savez_compressed(member.out / name, hu=made.slabs)
     rows = [_row(patient, made, level, member, name) for level in range(len(LEVELS))]
@@ -175,16 +176,17 @@ def draw_member(seed: int, settings: Mapping[str, Setting], *, enriched: bool) -
     return draw(seed, **(own | dict(settings)))
 
 
-def patient_slabs(patient: Patient, variants: int) -> PatientSlabs:
-    """Render, scan, and cut L1-L4 with true and with imperfect labels."""
+def patient_slabs(patient: Patient, variants: int, dials: Dials = FROZEN) -> PatientSlabs:
+    """Render, scan, and cut L1-L4 with true and with imperfect labels; and the patient's DXA."""
     rendered = render(patient, lumbar_box(patient))
-    hu = scan(rendered, patient, scanner_rng(patient)).astype(np.float32)
+    hu = scan(rendered, patient, scanner_rng(patient), dials.blur).astype(np.float32)
     rng = np.random.default_rng([patient.seed, 4])
     maps = [rendered.labels]
     maps += [imperfect_labels(rendered, rng) for _ in range(variants - 1)]
     slabs = [[_field(hu, rendered.affine, labels, LABELS[level]) for labels in maps] for level in LEVELS]
     attenuation = (disc_attenuation(hu, rendered.affine, rendered.labels, LABELS[level]).hu_mean for level in LEVELS)
-    return PatientSlabs(np.array(slabs), tuple(attenuation), dxa.measure(patient))
+    truth = dxa.measure(patient, device=dials.densitometer)
+    return PatientSlabs(np.array(slabs), tuple(attenuation), truth)
 
 
 def lumbar_box(patient: Patient) -> Grid:

@@ -5,6 +5,9 @@ of dials outside) has read, so that anybody can see by how much a figure of `mod
 
     osteogate phantom cohort --seed 19 --patients 200 --masks 1 --set dials=wear,marrow --out printed
 
+Of other dials nobody was found to have printed anything. `UNSEEN` halves or doubles those, one cause at a time
+(`dials=half-texture`, `dials=double-texture`): how much hangs on a figure that is ours.
+
 It is no second phantom: no network was trained on it, and DXA's calibration is the frozen one's.
 """
 
@@ -16,6 +19,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
+from models.phantom.densitometer import PRODIGY, Densitometer
 
 Course = tuple[tuple[float, float], ...]  # (age in years, value), straight between them
 ByLevel = Mapping[str, float]
@@ -53,6 +58,22 @@ class Dials:
     # of mineral contrast from day to day; 1.4 % is printed between scanners of one model (Skornitzke 2022)
     drift_sd: float = 0.01
     hardening: float = 0.0  # of mineral contrast per cm of mean body radius beyond 14, on top of `scanner.SIZE_LOSS`
+
+    # UNSEEN, from here on. The trabeculae's relief: its amplitude in a person of 60 with 115 mg/cm3, how much people
+    # differ (SD of the logarithm), the grain's size and the slow course's amplitude beside the usual ones
+    texture_amplitude: float = 0.60
+    texture_scatter: float = 0.65
+    texture_grain: float = 1.0
+    texture_slow: float = 1.0
+    level_scatter: float = 0.055  # of one level's own trabecular density
+    cortex_scatter: float = 0.20  # of people's cortices, of the logarithm
+    cortical_mineral_scatter: float = 50.0  # mg/cm3
+    arch_scatter: float = 0.36  # of people's arches, of the logarithm
+    arch_level_scatter: float = 0.12
+    arch_density_scatter: float = 0.22  # of the arches' trabecular density, the body's being 1
+    noise: float = 1.0  # of the CT's noise, beside the usual one
+    blur: float = 1.0  # of every kernel's width, beside the usual one
+    densitometer: Densitometer = PRODIGY
 
     def density(self, sex: str, age: int) -> float:
         """The mean trabecular density of these people, mg/cm3."""
@@ -108,9 +129,38 @@ PRINTED: Mapping[str, Mapping[str, Any]] = MappingProxyType({
 })  # fmt: skip
 
 
+# What no source was seen for: the dials of a cause, which are halved or doubled together
+UNSEEN: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "texture": ("texture_amplitude",),
+    "texture-scatter": ("texture_scatter",),
+    "grain": ("texture_grain",),
+    "slow-texture": ("texture_slow",),
+    "bone-scatter": (
+        "level_scatter", "cortex_scatter", "cortical_mineral_scatter", "arch_scatter", "arch_level_scatter",
+        "arch_density_scatter",
+    ),
+    "noise": ("noise",),
+    "blur": ("blur",),
+    "dxa-errors": ("roll_sd_deg", "line_sd_mm", "blur_mm", "noise_g_cm2", "bowel_sd_cm"),
+    "dxa-fat": ("fat_as_bone",),
+})  # fmt: skip
+FACTORS = MappingProxyType({"half": 0.5, "double": 2.0})
+CAUSES = (*PRINTED, *(f"{factor}-{cause}" for cause in UNSEEN for factor in FACTORS))
+
+
 def turned(names: tuple[str, ...]) -> Dials:
-    """The frozen dials, these causes as printed; KeyError for one that isn't in PRINTED."""
+    """The frozen dials, these causes as printed, halved or doubled; KeyError for one that isn't in CAUSES."""
     dials = FROZEN
     for name in names:
-        dials = replace(dials, **PRINTED[name])
+        factor, _, cause = name.partition("-")
+        scaled = factor in FACTORS
+        dials = _scaled(dials, UNSEEN[cause], FACTORS[factor]) if scaled else replace(dials, **PRINTED[name])
     return dials
+
+
+def _scaled(dials: Dials, names: tuple[str, ...], factor: float) -> Dials:
+    """Dials of the patient, or of the densitometer, times a factor."""
+    if not hasattr(dials, names[0]):
+        device = replace(dials.densitometer, **{name: factor * getattr(dials.densitometer, name) for name in names})
+        return replace(dials, densitometer=device)
+    return replace(dials, **{name: factor * getattr(dials, name) for name in names})

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from models.attenuation import disc_attenuation
-from models.phantom import dxa, render, scanner
+from models.phantom import densitometer, dxa, render, scanner
 from models.phantom.anatomy import LABELS, LEVELS
 from models.phantom.patient import draw
 
@@ -45,7 +45,7 @@ def fingerprint() -> str:
 def dials() -> dict[str, Any]:
     """The settings of densitometer, scanner and tissue that no patient's parameters hold."""
     return {
-        "densitometer": dxa.PRODIGY,
+        "densitometer": densitometer.PRODIGY,
         "kernels": scanner.KERNELS,
         "bias": scanner.BIAS,
         "size_loss": scanner.SIZE_LOSS,

@@ -29,9 +29,10 @@ from rich.progress import track
 from models.phantom import dicom, dxa
 from models.phantom.anatomy import LEVELS, Patient
 from models.phantom.cohort import SEED_STEP
+from models.phantom.densitometer import PRODIGY, Densitometer
 from models.phantom.freeze import fingerprint
 from models.phantom.patient import draw
-from models.phantom.settings import RANGES, VENDORS, Setting
+from models.phantom.settings import RANGES, VENDORS, Setting, dials_of
 from models.phantom.side_by_side import side_by_side
 from models.phantom.study import TRUTH_FILE, save_truth, write_ct
 
@@ -135,10 +136,10 @@ def resident(seed: int, settings: Mapping[str, Setting]) -> Patient:
     return replace(drawn, interval=replace(drawn.interval, days=-drawn.interval.days))
 
 
-def exam_of(patient: Patient) -> Exam:
+def exam_of(patient: Patient, device: Densitometer = PRODIGY) -> Exam:
     """The patient's DXA."""
     day = dicom.identity(patient).date + datetime.timedelta(days=patient.interval.days)
-    return Exam(patient.patient_id, day, dxa.measure(patient))
+    return Exam(patient.patient_id, day, dxa.measure(patient, device=device))
 
 
 def mixed_up(exams: Sequence[Exam], share: float, seed: int) -> tuple[list[Exam], int]:
@@ -192,7 +193,7 @@ def _place(seed: int, settings: Mapping[str, Setting], out: Path) -> Place:
 
 def make_resident(place: Place) -> Exam:
     """One patient's files, where they do not stand yet (truth.json is written last), and its exam."""
-    patient = resident(place.seed, dict(place.settings))
+    patient, dials = resident(place.seed, dict(place.settings)), dials_of(dict(place.settings))
     if not (place.folder / TRUTH_FILE).is_file():
-        save_truth(patient, write_ct(patient, place.folder), place.folder, dict(place.settings))
-    return exam_of(patient)
+        save_truth(patient, write_ct(patient, place.folder, dials.blur), place.folder, dict(place.settings))
+    return exam_of(patient, dials.densitometer)

@@ -30,10 +30,10 @@ from models.phantom.anatomy import (
     Vessels,
     spine_names,
 )
-from models.phantom.dials import FROZEN, Dials, turned
+from models.phantom.dials import Dials
 from models.phantom.geometry import Frame
 from models.phantom.grid import Vec3
-from models.phantom.settings import VENDORS, Setting, Value, causes, check
+from models.phantom.settings import VENDORS, Setting, Value, check, dials_of
 
 __all__ = ["LEVELS", "Patient", "draw"]
 
@@ -85,7 +85,7 @@ WEAR_SHAPE = 1.5
 WEAR_BY_LEVEL = {"L5": 1.2, "L4": 1.1, "L3": 0.9, "L2": 0.75, "L1": 0.6}
 WEAR_ENDPLATE, WEAR_POSTERIOR = 0.15, 0.10
 # The neural arch; see _arched
-ARCH_SHARE, ARCH_SD, ARCH_LEVEL_SD = 0.82, 0.36, 0.12
+ARCH_SHARE = 0.82
 FACET_SHAPE, FACET_CORTEX, FACET_GROWTH = 1.0, 0.25, 0.07
 
 
@@ -98,12 +98,12 @@ def draw(seed: int, **settings: Setting) -> Patient:
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed}")
     given = check(settings)
-    dials = turned(causes(str(given["dials"]))) if "dials" in given else FROZEN
+    dials = dials_of(given)
     rng = np.random.default_rng([seed, 1])
     sex, age, bmi, height_m = _person(rng, given)
     build = (1.045 if sex == "M" else 0.96) * (height_m / (1.72 if sex == "M" else 1.58)) ** 0.8
     bone_density = _trabecular(rng, dials.density(sex, age))
-    cortex = np.exp(rng.normal(0.0, 0.20)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
+    cortex = np.exp(rng.normal(0.0, dials.cortex_scatter)) * (1.0 - 0.003 * (age - 50)) * (bone_density / 115.0) ** 0.3
     cortex = float(np.clip(cortex, 0.65, 1.8))
     spine, discs, sacrum = _spine(rng, given, build, age, bone_density, cortex, dials)
     names = spine_names(int(_float(given.get("lumbar_count", 5))))
@@ -188,13 +188,13 @@ def _arched(rng: Rng, spine: tuple[Vertebra, ...], age: int, sex: str, dials: Di
     sclerotic facets add 0.03 to 0.47 g/cm2 to a level of old men (Drinka 1992, Calcif Tissue Int 50:507). A
     densitometer counts all of it; the slab through the body's middle shows the laminae and the spinous process alone.
     """
-    habit = rng.normal(0.0, ARCH_SD)
+    habit = rng.normal(0.0, dials.arch_scatter)
     since, years = dials.arthrosis_years
     arthrosis = max(0.0, (age - since) / years) * rng.gamma(FACET_SHAPE, 1 / FACET_SHAPE)
     arthrosis *= dials.arthrosis_of_men if sex == "M" else 1.0
 
     def arched(v: Vertebra) -> Vertebra:
-        own = float(np.exp(habit + rng.normal(0.0, ARCH_LEVEL_SD)))
+        own = float(np.exp(habit + rng.normal(0.0, dials.arch_level_scatter)))
         here = arthrosis * dials.arthrosis_by_level.get(v.name, 1.0) * rng.gamma(3.0, 1 / 3.0)
         return replace(
             v,
@@ -213,18 +213,19 @@ def _interval(rng: Rng, usual: float) -> Interval:
 
 def _bone(rng: Rng, age: int, sex: str, density: float, dials: Dials) -> Bone:
     # microarchitecture: coarser, grainier trabeculae with age and low density, and much that neither explains
-    coarse = float(np.exp(rng.normal(0, 0.65) + 0.006 * (age - 60) - 0.0100 * (density - 115)))
+    coarse = float(np.exp(rng.normal(0, dials.texture_scatter) + 0.006 * (age - 60) - 0.0100 * (density - 115)))
     texture = Texture(
         int(rng.integers(2**31)),
-        float(np.clip(0.60 * coarse, 0.10, 1.40)),
-        float(rng.uniform(0.9, 1.6)),
-        float(rng.uniform(0.06, 0.16)),
+        float(np.clip(dials.texture_amplitude * coarse, 0.10, 1.40)),
+        dials.texture_grain * float(rng.uniform(0.9, 1.6)),
+        dials.texture_slow * float(rng.uniform(0.06, 0.16)),
     )
     r = dials.marrow_by_density
     by_density = r * MARROW_SD * (density - dials.density(sex, age)) / TRABECULAR_SD
     fat = dials.marrow_fat(sex, age) + float(np.sqrt(1 - r * r)) * rng.normal(0, MARROW_SD) + by_density
     fat = float(np.clip(fat, 0.12, 0.75))
-    return Bone(1.0, float(rng.normal(960, 50)), float(np.clip(rng.normal(1.55, 0.22), 1.0, 2.3)), fat, texture)
+    cortical = float(rng.normal(960, dials.cortical_mineral_scatter))
+    return Bone(1.0, cortical, float(np.clip(rng.normal(1.55, dials.arch_density_scatter), 1.0, 2.3)), fat, texture)
 
 
 def _tilts(
@@ -338,7 +339,7 @@ def _vertebra(rng: Rng, name: str, frame: Frame, height: float, habit: _Habit) -
         endplate=0.98 * habit.cortex * float(rng.normal(1, 0.08)),
         posterior_cortex=(posterior := 1.95 * habit.cortex * habit.posterior * float(rng.normal(1, 0.05))),
         lateral_cortex=posterior,  # see _arched
-        trabecular_mg_cm3=max(22.0, habit.density * level * float(rng.normal(1, 0.055))),
+        trabecular_mg_cm3=max(22.0, habit.density * level * float(rng.normal(1, dials.level_scatter))),
         canal_width=(23.5 if name[0] == "L" else 20.5) * b * float(rng.normal(1, 0.06)),
         canal_depth=(16.0 if name[0] == "L" else 15.5) * b * float(rng.normal(1, 0.07)),
         pedicle_width=size.pedicle_width * b * float(rng.normal(1, 0.09)),
@@ -438,7 +439,7 @@ def _acquisition(rng: Rng, day: Rng, given: dict[str, Value], bmi: float, torso:
     vendor = str(rng.choice(list(VENDOR_PATIENTS), p=shares))
     vendor = str(given.get("vendor", vendor))
     kernel = str(day.choice(KERNELS_OF.get(vendor, (VENDORS[vendor],))))
-    noise = float(np.clip(rng.normal(12 + 0.35 * (bmi - 22), 2.5), 7, 22))
+    noise = dials.noise * float(np.clip(rng.normal(12 + 0.35 * (bmi - 22), 2.5), 7, 22))
     fov = float(
         np.clip(
             5 * np.ceil((2 * (torso.half_width + max(torso.hip_widening, torso.chest_widening, 0.0)) + 25) / 5),

@@ -53,8 +53,8 @@ SIZE_LOSS = 0.002
 LOWEST_HU, HIGHEST_HU = -1024, 3071
 
 
-def scan(rendered: Rendered, patient: Patient, rng: np.random.Generator) -> NDArray[np.int16]:
-    """HU as the scanner would deliver them on the same grid, int16, (nk, nj, ni)."""
+def scan(rendered: Rendered, patient: Patient, rng: np.random.Generator, blur: float = 1.0) -> NDArray[np.int16]:
+    """HU as the scanner would deliver them on the same grid, int16, (nk, nj, ni); `blur` times as wide as usual."""
     kernel = KERNELS.get(patient.acquisition.kernel, DEFAULT_KERNEL)
     bias, gain = BIAS[patient.acquisition.vendor], np.float32(mineral_gain(patient) - 1.0)
     gain *= np.float32(HU_PER_MG_CM3[patient.acquisition.kvp])
@@ -67,7 +67,7 @@ def scan(rendered: Rendered, patient: Patient, rng: np.random.Generator) -> NDAr
     for k in range(last + 1):
         plane = (1 - 2 * side) * hu[k] + side * (hu[max(k - 1, 0)] + hu[min(k + 1, last)])
         plane += gain * mineral[k]
-        plane = ndimage.gaussian_filter(plane, (kernel.blur_mm / sj, kernel.blur_mm / si), truncate=3.0)
+        plane = ndimage.gaussian_filter(plane, (blur * kernel.blur_mm / sj, blur * kernel.blur_mm / si), truncate=3.0)
         plane += np.float32(bias.offset_hu) * (plane > -950)
         plane += noise.slice() * (plane > -950)
         out[k] = np.clip(np.rint(plane), LOWEST_HU, HIGHEST_HU)

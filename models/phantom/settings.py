@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from models.phantom.anatomy import KINDS, LUMBAR_COUNTS, Fracture, spine_names
-from models.phantom.dials import PRINTED
+from models.phantom.dials import CAUSES, Dials, turned
 
 Setting = str | int | float | bool
 Value = str | int | float | bool | tuple[str, str] | None
@@ -73,6 +73,11 @@ def fractures(text: str) -> tuple[Fracture, ...]:
 def causes(text: str) -> tuple[str, ...]:
     """The causes of a list such as `wear,marrow`."""
     return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+
+
+def dials_of(settings: Mapping[str, Setting | Value]) -> Dials:
+    """The dials that these settings ask for; the frozen ones where they ask for none."""
+    return turned(causes(str(settings["dials"]))) if "dials" in settings else turned(())
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, str]:
@@ -183,8 +188,8 @@ def _coverage(given: str) -> tuple[str, str]:
 
 def _causes(given: str) -> str:
     named = causes(given)
-    if not named or len(set(named)) < len(named) or not set(named) <= set(PRINTED):
-        raise ValueError(f"dials must be of {', '.join(PRINTED)}, each once, not {given!r}")
+    if not named or len(set(named)) < len(named) or not set(named) <= set(CAUSES):
+        raise ValueError(f"dials must be of {', '.join(CAUSES)}, each once, not {given!r}")
     return ",".join(named)
 
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from models.phantom import dicom, dxa
 from models.phantom.anatomy import LABELS, LEVELS, Patient
+from models.phantom.densitometer import PRODIGY, Densitometer
 from models.phantom.grid import Grid
 from models.phantom.patient import draw
 from models.phantom.render import Rendered, native_grid, render
 from models.phantom.scanner import scan, scanner_rng
+from models.phantom.settings import Setting, dials_of
 from models.phantom.young_adults import t_score
 
 DICOM_FOLDER, LABEL_FILE, TRUTH_FILE = "dicom", "labels.nii.gz", "truth.json"
@@ -25,25 +27,28 @@ DICOM_FOLDER, LABEL_FILE, TRUTH_FILE = "dicom", "labels.nii.gz", "truth.json"
 def make_study(seed: int, out: Path, settings: Mapping[str, str]) -> Path:
     """Write `out/dicom/*.dcm`, `out/labels.nii.gz` and `out/truth.json`; returns `out`."""
     patient = draw(seed, **settings)
-    rendered = write_ct(patient, out)
+    rendered = write_ct(patient, out, dials_of(settings).blur)
     save_labels(rendered.labels, rendered.grid, out / LABEL_FILE)
     save_truth(patient, rendered, out, settings)
     return out
 
 
-def write_ct(patient: Patient, out: Path) -> Rendered:
-    """Render, scan, and write `out/dicom/*.dcm`."""
+def write_ct(patient: Patient, out: Path, blur: float = 1.0) -> Rendered:
+    """Render, scan (`blur` times as wide as usual), and write `out/dicom/*.dcm`."""
     grid = native_grid(patient)
     dicom.dropped_slice(patient, grid.shape_kji[0])  # refuse before rendering
     rendered = render(patient, grid)
-    dicom.write_series(patient, out / DICOM_FOLDER, scan(rendered, patient, scanner_rng(patient)), grid)
+    dicom.write_series(patient, out / DICOM_FOLDER, scan(rendered, patient, scanner_rng(patient), blur), grid)
     return rendered
 
 
-def save_truth(patient: Patient, rendered: Rendered, out: Path, settings: Mapping[str, object]) -> None:
+def save_truth(patient: Patient, rendered: Rendered, out: Path, settings: Mapping[str, Setting]) -> None:
     """Write `out/truth.json`."""
     dropped = dicom.dropped_slice(patient, rendered.grid.shape_kji[0])
-    facts = truth(patient, rendered) | {"settings": dict(settings), "dropped_slice": dropped}
+    facts = truth(patient, rendered, dials_of(settings).densitometer) | {
+        "settings": dict(settings),
+        "dropped_slice": dropped,
+    }
     draft = out / f"{TRUTH_FILE}.draft"
     draft.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draft.replace(out / TRUTH_FILE)
@@ -60,9 +65,9 @@ def nifti_affine(grid: Grid) -> NDArray[np.float64]:
     return np.asarray(np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine @ to_kji, dtype=np.float64)
 
 
-def truth(patient: Patient, rendered: Rendered) -> dict[str, object]:
+def truth(patient: Patient, rendered: Rendered, device: Densitometer = PRODIGY) -> dict[str, object]:
     """What is known about this patient, for `truth.json` (JSON types only)."""
-    measured = dxa.measure(patient)
+    measured = dxa.measure(patient, device=device)
     who = dicom.identity(patient)
     present = {int(v) for v in np.unique(rendered.labels)} - {0}
     return {

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.phantom import dxa
 from models.phantom.anatomy import LEVELS, Patient
-from models.phantom.dials import FROZEN, PRINTED, turned
+from models.phantom.cohort import patient_slabs
+from models.phantom.densitometer import PRODIGY
+from models.phantom.dials import FROZEN, PRINTED, UNSEEN, turned
 from models.phantom.patient import draw
 
 FIRST_SEED = 91_000_000
@@ -25,6 +28,15 @@ TOUCHED = {
     "loss": {"interval"},
     "scanners": {"acquisition"},
     "hardening": {"acquisition"},
+    "texture": {"bone"},
+    "texture-scatter": {"bone"},
+    "grain": {"bone"},
+    "slow-texture": {"bone"},
+    "bone-scatter": {"vertebrae", "bone"},
+    "noise": {"acquisition"},
+    "blur": set(),  # of the scan
+    "dxa-errors": set(),
+    "dxa-fat": set(),
 }
 
 
@@ -34,14 +46,48 @@ def drawn(dials: str = "") -> tuple[Patient, ...]:
     return tuple(draw(seed, **settings) for seed in range(FIRST_SEED, FIRST_SEED + PATIENTS))
 
 
+def changed_by(cause: str) -> set[str]:
+    """The patient's fields that the cause changes."""
+    changed = set()
+    for frozen, turned_so in zip(drawn()[:40], drawn(cause)[:40], strict=True):
+        before, after = asdict(frozen), asdict(turned_so)
+        changed |= {name for name in before if before[name] != after[name]}
+    return changed
+
+
 @pytest.mark.parametrize("cause", PRINTED)
 def test_a_cause_turns_what_it_names_and_nothing_else(cause: str) -> None:
-    changed = set()
-    for frozen, printed in zip(drawn()[:40], drawn(cause)[:40], strict=True):
-        before, after = asdict(frozen), asdict(printed)
-        changed |= {name for name in before if before[name] != after[name]}
-    assert changed
-    assert changed <= TOUCHED[cause]
+    assert changed_by(cause)
+    assert changed_by(cause) <= TOUCHED[cause]
+
+
+@pytest.mark.parametrize("cause", UNSEEN)
+def test_a_dial_without_a_source_is_halved_or_doubled_and_nothing_else(cause: str) -> None:
+    assert changed_by(f"half-{cause}") == changed_by(f"double-{cause}") == TOUCHED[cause]
+
+
+def test_halves_and_doubles_are_what_they_say() -> None:
+    half, usual, double = (
+        [one.bone.texture.amplitude for one in drawn(name)] for name in ("half-texture", "", "double-texture")
+    )
+    between = [(low, middle, high) for low, middle, high in zip(half, usual, double, strict=True) if 0.2 < middle < 0.7]
+    assert len(between) > 50
+    for low, middle, high in between:
+        assert (2 * low, high / 2) == pytest.approx((middle, middle))
+    noisy = [one.acquisition.noise_hu for one in drawn("double-noise")]
+    assert noisy == pytest.approx([2 * one.acquisition.noise_hu for one in drawn()])
+
+
+def test_the_densitometer_s_errors_grow_and_a_wider_kernel_blurs() -> None:
+    errors, fat = turned(("double-dxa-errors",)).densitometer, turned(("half-dxa-fat",)).densitometer
+    assert errors.roll_sd_deg == 2 * PRODIGY.roll_sd_deg
+    assert errors.fat_as_bone == PRODIGY.fat_as_bone == 2 * fat.fat_as_bone
+    patient = drawn()[0]
+    again = [abs(dxa.measure(patient, n, errors).bmd_g_cm2 - dxa.measure(patient, 0).bmd_g_cm2) for n in range(4)]
+    assert max(again) > 0.005
+    usual, wide = (patient_slabs(patient, 1, turned(names)) for names in ((), ("double-blur",)))
+    assert usual.slabs.std() > wide.slabs.std()
+    assert usual.truth == wide.truth
 
 
 def test_marrow_fat_hangs_on_density_and_old_women_have_more_than_men() -> None:

@@ -10,7 +10,8 @@ import pytest
 from models.phantom import dxa
 from models.phantom.anatomy import LEVELS, Interval, Patient
 from models.phantom.body import FAT
-from models.phantom.dxa import PRODIGY, Densitometer, Scan, fat_over_spine_cm, measure
+from models.phantom.densitometer import PRODIGY, Densitometer
+from models.phantom.dxa import Scan, fat_over_spine_cm, measure
 from models.phantom.patient import draw
 from models.phantom.spine import Skeleton, spine_into
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.phantom import dxa, freeze
+from models.phantom import densitometer, freeze
 from models.phantom.freeze import FROZEN, fingerprint, witnesses
 from models.phantom.patient import draw
 
@@ -32,9 +32,9 @@ def test_the_pixels_are_the_frozen_ones() -> None:
 def test_a_dial_that_is_turned_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     before = fingerprint.__wrapped__()
     monkeypatch.setattr(freeze, "PATIENTS", 1)
-    monkeypatch.setattr(dxa, "PRODIGY", replace(dxa.PRODIGY, blur_mm=0.36))
+    monkeypatch.setattr(densitometer, "PRODIGY", replace(densitometer.PRODIGY, blur_mm=0.36))
     turned = fingerprint.__wrapped__()
-    monkeypatch.setattr(dxa, "PRODIGY", replace(dxa.PRODIGY, blur_mm=0.35))
+    monkeypatch.setattr(densitometer, "PRODIGY", replace(densitometer.PRODIGY, blur_mm=0.35))
     assert turned not in (before, fingerprint.__wrapped__())
 
 
