@@ -83,7 +83,6 @@ class Manifest:
     members: tuple[Member, ...] = ()
     test_time: TestTime = "none"  # "exchange-sides": the mean over the slabs and the slabs in reversed order
     finished: bool = True  # False: made from a run that can be resumed
-    intervals_elsewhere: tuple[Interval, ...] = ()  # on a scanner that a readout which knows some does not know
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -91,7 +90,6 @@ class Manifest:
             values = json.loads(text)
             values["targets"] = tuple(values["targets"])
             values["intervals"] = tuple(Interval(**one) for one in values["intervals"])
-            values["intervals_elsewhere"] = tuple(Interval(**one) for one in values.pop("intervals_elsewhere", ()))
             members = [Member(**one | {"targets": tuple(one["targets"])}) for one in values.pop("members", ())]
             manifest = cls(**values, members=tuple(members))
         except (ValueError, KeyError, TypeError) as error:
@@ -101,8 +99,7 @@ class Manifest:
             raise PackageError(f"{MANIFEST} has format {manifest.format}, this program reads {known}")
         if manifest.targets not in (TARGETS, BMD_ALONE):
             raise PackageError(f"{MANIFEST}: a package predicts {' and '.join(TARGETS)}, or {BMD_ALONE[0]} alone")
-        told = (*manifest.intervals, *manifest.intervals_elsewhere)
-        if any((one.tbs is None) != (manifest.targets == BMD_ALONE) for one in told):
+        if any((one.tbs is None) != (manifest.targets == BMD_ALONE) for one in manifest.intervals):
             raise PackageError(f"{MANIFEST}: its intervals are not those of {' and '.join(manifest.targets)}")
         if not manifest.members:
             manifest = replace(manifest, members=(manifest.single(),))
@@ -118,16 +115,12 @@ class Manifest:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
-    def interval(self, levels: int, *, elsewhere: bool = False) -> Interval:
-        """The half-widths for the mean over `levels` vertebrae; the widest where it was not calibrated.
-
-        `elsewhere`: on a scanner that the readout does not know, though it knows others.
-        """
-        told = self.intervals_elsewhere if elsewhere else self.intervals
-        for one in told:
+    def interval(self, levels: int) -> Interval:
+        """The half-widths for the mean over `levels` vertebrae; the widest where it was not calibrated."""
+        for one in self.intervals:
             if one.levels == levels:
                 return one
-        return max(told, key=lambda one: one.bmd_g_cm2)
+        return max(self.intervals, key=lambda one: one.bmd_g_cm2)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
@@ -44,7 +45,8 @@ class Readout:
     weights: Values  # [targets, columns]
     bias: Values  # [targets], in the targets' own units
     targets: tuple[str, ...] = TARGETS  # of the network whose answers it weighs, and its own
-    scanners: Mapping[str, ScannerFactors] = field(default_factory=dict)  # by `scanner_name`; none: all read alike
+    scanners: Mapping[str, ScannerFactors] = field(default_factory=dict)  # by `scanner_name`; none: told apart nowhere
+    between: Values | None = None  # [targets] SD of what scanners read beside each other, a share; with `scanners`
 
     def __call__(
         self,
@@ -71,6 +73,13 @@ class Readout:
         """Whether it answers there as on the scanners that it was fitted to; one that knows none tells none apart."""
         return not self.scanners or scanner in self.scanners
 
+    def spread(self, values: Values, scanners: Sequence[str] | npt.NDArray[np.str_]) -> Values:
+        """SD [n, targets] that a scanner nobody knows adds to the errors of these values; 0 on the known ones."""
+        if self.between is None:
+            return np.zeros_like(values)
+        unknown = np.array([not self.knows(scanner) for scanner in scanners])
+        return np.where(unknown[:, None], self.between * np.abs(values), 0.0)
+
     def factors(self, scanner: str) -> Values:
         """[targets] of this scanner; 1 where it is not known."""
         known = self.scanners.get(scanner)
@@ -86,10 +95,7 @@ class Readout:
         if READOUT not in package.manifest.files:
             return None
         text = (package.path / READOUT).read_text(encoding="utf-8")
-        made = cls.from_json(text, package.path / READOUT, package.manifest.targets)
-        if made.scanners and not package.manifest.intervals_elsewhere:
-            raise PackageError(f"{package.path} tells scanners apart, but has no intervals for a CT from another one")
-        return made
+        return cls.from_json(text, package.path / READOUT, package.manifest.targets)
 
     @classmethod
     def unweighed(cls, values: Values, targets: tuple[str, ...] = TARGETS) -> Self:
@@ -120,6 +126,9 @@ class Readout:
                     name: ScannerFactors(np.array([float(one[target]) for target in targets]), int(one["patients"]))
                     for name, one in stored.get("scanners", {}).items()
                 },
+                between=np.array([float(stored["between_scanners"][target]) for target in targets])
+                if "scanners" in stored
+                else None,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise PackageError(f"{source} is not a readout of this program: {error}") from error
@@ -130,12 +139,14 @@ class Readout:
         for name, known in made.scanners.items():
             if not (np.isfinite(known.factors) & (known.factors > 0)).all():
                 raise PackageError(f"{source} holds a factor of {name} that is not above 0")
+        if made.between is not None and not (np.isfinite(made.between) & (made.between >= 0)).all():
+            raise PackageError(f"{source} holds a spread between scanners that is below 0, or no number")
         return made
 
     def to_json(self) -> str:
         """Every column by its name: its mean, its standard deviation, and what one of them adds to each target.
 
-        And every scanner with its factors.
+        And every scanner with its factors, and how much scanners differ.
         """
         table = {
             name: {
@@ -151,10 +162,17 @@ class Readout:
                 name: {"patients": known.patients, **self._by_target(known.factors)}
                 for name, known in self.scanners.items()
             }
+        if self.between is not None:
+            stored["between_scanners"] = self._by_target(self.between)
         return json.dumps(stored, indent=1, allow_nan=False) + "\n"
 
     def _by_target(self, values: Values) -> dict[str, float]:
         return {target: float(values[row]) for row, target in enumerate(self.targets)}
+
+
+def widened(half: Values | float, sd: Values | float, level: float = 0.90) -> Values:
+    """The half-width of an interval that holds this share, where an independent error of this SD comes on top."""
+    return np.hypot(half, NormalDist().inv_cdf(0.5 + level / 2) * np.asarray(sd))
 
 
 def scanner_name(maker: str | None, model: str | None) -> str:

@@ -10,8 +10,8 @@ import torch
 
 from models.crop import SagittalSlabs
 from models.inputs import InputConfig, network_input
-from models.package import ModelPackage
-from models.readout import Readout
+from models.package import Interval, ModelPackage
+from models.readout import Readout, widened
 from models.resnet50 import Floats, WantedPrecision, has_bf16, load_network, resolved_precision
 from service.domain.errors import OsteogateError
 from worker.compiled import fastest
@@ -120,9 +120,22 @@ class Predictor:
         return self._with_interval(bmd, tbs, levels=len(vertebrae), scanner=scanner)
 
     def _with_interval(self, bmd: float, tbs: float | None = None, *, levels: int, scanner: str) -> Prediction:
-        half = self.package.manifest.interval(levels, elsewhere=not self.knows(scanner))
+        half = self.package.manifest.interval(levels)
+        if self.readout is not None and not self.knows(scanner):
+            half = self._unsure(half, bmd, tbs, scanner)
         score = None if tbs is None or half.tbs is None else (tbs - half.tbs, tbs + half.tbs)
         return Prediction(bmd, (bmd - half.bmd_g_cm2, bmd + half.bmd_g_cm2), tbs, score)
+
+    def _unsure(self, half: Interval, bmd: float, tbs: float | None, scanner: str) -> Interval:
+        """The half-widths where nobody knows how the scanner reads."""
+        assert self.readout is not None
+        told = np.array([[bmd] if tbs is None else [bmd, tbs]])
+        wide = [float(one) for one in widened(_halves(half), self.readout.spread(told, [scanner])[0])]
+        return Interval(half.levels, wide[0], wide[1] if len(wide) > 1 else None)
+
+
+def _halves(half: Interval) -> npt.NDArray[np.float64]:
+    return np.array([one for one in (half.bmd_g_cm2, half.tbs) if one is not None])
 
 
 def _example(config: InputConfig) -> Floats:

@@ -38,7 +38,7 @@ from models.evaluation.statistics import (
     error_regression,
 )
 from models.evaluation.subgroups import by_group, coverage, detection_tests
-from models.evaluation.table import Array, Bools, Names, Table, told
+from models.evaluation.table import Array, Names, Table, told
 from models.evaluation.tasks import Task, make_tasks, percent_yam
 from models.package import Manifest, ModelPackage
 from models.readout import Readout
@@ -79,9 +79,7 @@ def evaluate(
     predicted = estimate_cohort(package, cohort, chosen)
     other = None if comparators_from is None else (Cohort.read(comparators_from), comparators_from)
     comparators = compare(cohort, chosen, cohort_dir, other)
-    readout = Readout.of(package)
-    known = np.array([readout is None or readout.knows(scanner) for scanner in cohort.scanners[chosen]])
-    table = make_table(cohort, chosen, predicted.astype(np.float64), comparators, ~known)
+    table = make_table(cohort, chosen, predicted.astype(np.float64), comparators, Readout.of(package))
     references = young_adult_bmd or cohort.facts.get("young_adult_bmd")
     sexes = np.array([cohort.rows[index]["sex"] for index in chosen])
     yam = percent_yam(table, sexes, references)
@@ -224,7 +222,7 @@ def make_table(
     chosen: npt.NDArray[np.int64],
     predicted: Array,
     comparators: Comparators | None = None,
-    elsewhere: Bools | None = None,
+    readout: Readout | None = None,
 ) -> Table:
     """The chosen vertebrae of a cohort beside their predictions [chosen, targets] (BMD g/cm2 and, maybe, TBS)."""
     rows = [cohort.rows[index] for index in chosen]
@@ -250,8 +248,12 @@ def make_table(
         groups=groups,
         numbers=numbers,
         comparators={} if comparators is None else comparators.estimates,
-        elsewhere=elsewhere,
+        spread={} if readout is None else _spread(readout, predicted, cohort.scanners[chosen]),
     )
+
+
+def _spread(readout: Readout, predicted: Array, scanners: Names) -> dict[str, Array]:
+    return dict(zip(("bmd", "tbs"), readout.spread(predicted, scanners).T, strict=False))
 
 
 def _patients_median(values: Array, patients: Names) -> float:

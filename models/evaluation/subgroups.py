@@ -1,6 +1,5 @@
 """The paper's Table 4: agreement, detection and coverage within each vendor, sex, and half by age, BMI, interval."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,10 @@ from statsmodels.stats.multitest import multipletests
 
 from models.evaluation.detection import area, called_rates, wilson
 from models.evaluation.statistics import agreement, association
-from models.evaluation.table import Array, Bools, Ints, Table, told
+from models.evaluation.table import Array, Bools, Table, told
 from models.evaluation.tasks import Task
 from models.package import Interval, Manifest
+from models.readout import widened
 
 FEWEST_EXPECTED = 5  # Cochran 1954: the chi-squared approximation wants expected counts of at least 5
 
@@ -83,36 +83,29 @@ def _chi_squared(labels: Any, right: Bools) -> dict[str, Any]:
 
 def coverage(table: Table, manifest: Manifest) -> dict[str, Any]:
     """Share of true values inside the package's prediction intervals, with patients' Wilson intervals."""
-    elsewhere = np.zeros(len(table.bmd), np.bool_) if table.elsewhere is None else table.elsewhere
+    widths = [manifest.interval(levels) for levels in range(1, int(np.bincount(table.codes).max()) + 1)]
     found: dict[str, Any] = {"level": manifest.interval_level}
     tbs_error = told(np.subtract, table.tbs_dl, table.tbs)
     for name, error in (("bmd", table.bmd_dl - table.bmd), ("tbs", tbs_error)):
-        alone = _halves(manifest, name, np.ones(len(table.bmd), np.int64), elsewhere)
-        mean = _halves(manifest, name, np.bincount(table.codes), elsewhere[table.first_rows])
-        found |= _held(name, table, error, alone, mean)
+        found |= _held(name, table, error, [_half(one, name) for one in widths])
     return found
 
 
-def _halves(manifest: Manifest, name: str, levels: Ints, elsewhere: Bools) -> Array:
-    """The half-width of the mean over so many vertebrae, each on a known scanner or elsewhere; NaN: not known."""
-    told = {
-        (count, other): _half(manifest.interval(count, elsewhere=other), name)
-        for count, other in set(zip(levels.tolist(), elsewhere.tolist(), strict=True))
-    }
-    return np.array([told[one] for one in zip(levels.tolist(), elsewhere.tolist(), strict=True)])
+def _half(interval: Interval, name: str) -> float | None:
+    return interval.bmd_g_cm2 if name == "bmd" else interval.tbs
 
 
-def _half(interval: Interval, name: str) -> float:
-    half = interval.bmd_g_cm2 if name == "bmd" else interval.tbs
-    return math.nan if half is None else half
-
-
-def _held(name: str, table: Table, error: Array | None, alone: Array, mean: Array) -> dict[str, Any]:
-    """How often the half-widths of each vertebra, and of each patient's mean, hold; null where one is not known."""
+def _held(name: str, table: Table, error: Array | None, halves: list[float | None]) -> dict[str, Any]:
+    """How often the half-widths of a mean over 1, 2... vertebrae hold; null without them, or without the error."""
+    of_levels = np.array([np.nan if half is None else half for half in halves])
     names = (f"{name}_coverage", f"patient_{name}_coverage", f"patient_{name}_coverage_ci")
-    if error is None or np.isnan(alone).any() or np.isnan(mean).any():
+    if error is None or np.isnan(of_levels).any():
         return dict.fromkeys(names)
-    inside = np.abs(table.by_patient(error)) <= mean
+    spread = table.spread.get(name, np.zeros_like(error))
+    alone = widened(of_levels[0], spread)
+    inside = np.abs(table.by_patient(error)) <= widened(
+        of_levels[np.bincount(table.codes) - 1], table.by_patient(spread)
+    )
     return dict(
         zip(
             names,

@@ -43,7 +43,7 @@ class Table:
     groups: Mapping[str, Names]  # vendor, sex, age, bmi, interval: the subgroup of each vertebra
     numbers: Mapping[str, Array] = field(default_factory=dict)  # age (years), bmi (kg/m2), interval_days
     comparators: Mapping[str, Array] = field(default_factory=dict)  # gbm_bmd, gbm_tbs, oracle_bmd, oracle_tbs
-    elsewhere: Bools | None = None  # on a scanner that the package does not know, though it knows others
+    spread: Mapping[str, Array] = field(default_factory=dict)  # bmd, tbs: SD of scanners that the package doesn't know
 
     @cached_property
     def codes(self) -> Ints:
@@ -68,5 +68,5 @@ class Table:
             pick,
             {name: values[rows] for name, values in self.numbers.items()},
             {name: values[rows] for name, values in self.comparators.items()},
-            None if self.elsewhere is None else self.elsewhere[rows],
+            {name: values[rows] for name, values in self.spread.items()},
         )  # fmt: skip

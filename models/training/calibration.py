@@ -49,7 +49,6 @@ class Calibrated:
 
     predicted: Floats  # [vertebrae, targets]
     intervals: tuple[Interval, ...]
-    elsewhere: tuple[Interval, ...] = ()  # on a scanner that the readout does not know; none where it tells none apart
 
 
 def calibrate(
@@ -57,8 +56,7 @@ def calibrate(
 ) -> Calibrated:
     """From the networks' answers for these vertebrae of the cohort, weighed by the readout where there is one.
 
-    Elsewhere is what these patients' intervals were if their scanners were not known: a new scanner is taken to
-    differ from the known ones as they do from each other.
+    Where that tells scanners apart, the intervals are those of patients from the scanners that it knows.
 
     Raises:
         ValueError: nobody was on a scanner that the readout knows.
@@ -71,11 +69,7 @@ def calibrate(
     known = np.array([readout.knows(scanner) for scanner in scanners])
     if not known.any():
         raise ValueError("no patient who sets the intervals was on one of the scanners that the readout was fitted to")
-    intervals = conformal_intervals((predicted - truth)[known], patients[known])
-    if not readout.scanners:
-        return Calibrated(predicted, intervals)
-    unknown = readout.of_columns(table).astype(np.float32)
-    return Calibrated(predicted, intervals, conformal_intervals(unknown - truth, patients))
+    return Calibrated(predicted, conformal_intervals((predicted - truth)[known], patients[known]))
 
 
 def _conformal_quantile(sizes: Floats) -> Floats:

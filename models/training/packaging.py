@@ -154,7 +154,6 @@ def package_run(
         synthetic_only=cohort.provenance == "digital",
         metrics={"calibration": metrics(judged, calibrated.predicted, judges, config.targets)},
         intervals=calibrated.intervals,
-        intervals_elsewhere=calibrated.elsewhere,
         interval_level=COVERAGE,
         created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
         members=tuple(
@@ -384,7 +383,8 @@ def _scanners(manifest: Manifest, readout: Readout | None) -> str:
         f"| {name} | {known.patients} | {' | '.join(f'{factor:.3f}' for factor in known.factors)} |"
         for name, known in readout.scanners.items()
     )
-    widest = max(one.bmd_g_cm2 for one in manifest.intervals_elsewhere)
+    assert readout.between is not None
+    differ = " and ".join(f"{share:.1%} ({name})" for share, name in zip(readout.between, named, strict=True))
     return f"""
 **Scanners.** Each reads mineral in its own way, so its answers are multiplied by a factor from its own patients' pairs:
 
@@ -392,8 +392,8 @@ def _scanners(manifest: Manifest, readout: Readout | None) -> str:
 |---|---|{"---|" * len(named)}
 {rows}
 
-On any other scanner there is no factor, and the intervals are those which these patients would need without theirs, at
-most {widest:.3f} g/cm2 either way. There the network decides for no real patient.
+On any other scanner there is no factor, and the intervals are wider, as scanners differ by {differ}; there the network
+decides for no real patient.
 """
 
 

@@ -31,6 +31,9 @@ PENALTIES = np.logspace(-2, 4, 13)
 FEWEST = 20  # vertebrae for either step
 PATIENT_FOLDS = 5  # in which an adjustment is tried out
 SCANNER_PATIENTS = 5  # fewer tell nothing about a scanner
+# SD of what scanners make of one density, a share: eight scanners differed by 9.2 % (Skornitzke 2022, see
+# models/phantom/SOURCES.md). Of TBS nothing is printed: there the site's own scanners alone tell.
+PRINTED_BETWEEN = {"bmd_g_cm2": 0.092, "tbs": 0.0}
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,8 @@ def adjust_readout(
 
     The difference to the truth [n, targets] is learned by ridge regression, so with few patients little more than a
     shift is, and never less than what was known before. The penalty is the one that serves patients left out whole.
-    Where there are several `scanners` ([n], by `scanner_name`), it is learned within each of them, so that no measure
-    comes to stand for a scanner, and then each scanner's factors are.
+    Where the `scanners` are told ([n], by `scanner_name`), it is learned within each of them, so that no measure comes
+    to stand for a scanner, and then each scanner's factors are.
 
     Raises:
         ValueError: there are too few.
@@ -136,7 +139,7 @@ def adjust_readout(
     z = standardised(values, before.centre, before.scale)
     missing = truth - before.of_columns(values)
     apart = list(GroupKFold(PATIENT_FOLDS).split(z, groups=patients))
-    if scanners is not None and told_apart(scanners, patients):
+    if scanners is not None and known_scanners(scanners, patients):
         z, missing = _within(z, scanners), _within(missing, scanners)
     lines = [_ridge(z, missing[:, row], apart) for row in range(len(before.targets))]
     weights = before.weights + np.stack([line.weights for line in lines])
@@ -148,12 +151,15 @@ def adjust_readout(
 def with_scanners(
     readout: Readout, values: Values, truth: Floats, patients: npt.NDArray[np.str_], scanners: npt.NDArray[np.str_]
 ) -> Readout:
-    """The readout with a factor for every scanner of these vertebrae that it can be told from."""
-    known = told_apart(scanners, patients)
+    """The readout with a factor for every scanner that enough of these vertebrae come from, and how they differ."""
+    known = known_scanners(scanners, patients)
     if not known:
         return readout
     named = np.where(np.isin(scanners, known), scanners, "")
-    return replace(readout, scanners=scanner_factors(readout.of_columns(values), truth, patients, named))
+    factors = scanner_factors(readout.of_columns(values), truth, patients, named)
+    own = np.sqrt(np.mean([(one.factors - 1) ** 2 for one in factors.values()], axis=0))
+    between = np.maximum(own, [PRINTED_BETWEEN[target] for target in readout.targets])
+    return replace(readout, scanners=factors, between=between)
 
 
 def scanner_factors(
@@ -163,7 +169,7 @@ def scanner_factors(
 
     A factor is believed as far as its patients bear it: it is drawn towards 1 by a ridge penalty, the one that serves
     patients left out. That is Buhlmann's credibility (1967): n patients count n / (n + penalty), where the penalty is
-    the scatter of patients over that of scanners.
+    the scatter of patients over that of scanners. The only scanner of a site needs no factor: the readout is its own.
     """
     who = sorted(set(zip(patients.tolist(), scanners.tolist(), strict=True)))
     rows = [(patients == patient) & (scanners == scanner) for patient, scanner in who]
@@ -172,17 +178,16 @@ def scanner_factors(
     names = sorted({scanner for _, scanner in who if scanner})
     on = np.array([[scanner == name for name in names] for _, scanner in who], dtype=np.float64)
     factors = np.ones((len(names), told.shape[1]))
-    for target in range(told.shape[1]):
+    for target in range(told.shape[1] if len(names) > 1 else 0):
         ridge = RidgeCV(PENALTIES, fit_intercept=False).fit(on * told[:, target, None], missing[:, target])
         factors[:, target] += ridge.coef_
     return {name: ScannerFactors(factors[row], int(on[:, row].sum())) for row, name in enumerate(names)}
 
 
-def told_apart(scanners: npt.NDArray[np.str_], patients: npt.NDArray[np.str_]) -> list[str]:
-    """The named scanners with enough patients; none where they are fewer than two: one needs no factor of its own."""
+def known_scanners(scanners: npt.NDArray[np.str_], patients: npt.NDArray[np.str_]) -> list[str]:
+    """The named scanners with enough patients."""
     names = sorted(set(scanners.tolist()) - {""})
-    known = [name for name in names if len(set(patients[scanners == name])) >= SCANNER_PATIENTS]
-    return known if len(known) > 1 else []
+    return [name for name in names if len(set(patients[scanners == name])) >= SCANNER_PATIENTS]
 
 
 def _within(values: Values, groups: npt.NDArray[np.str_]) -> Values:

@@ -79,8 +79,8 @@ def refit_for_site(
 ) -> ModelPackage:
     """The package's own networks, its readout adjusted to a cohort that none of them was trained on.
 
-    The configuration's calibration folds set the intervals, everybody else adjusts the readout. Where the cohort comes
-    from several scanners, each gets its own factors, and a CT from another one wider intervals.
+    The configuration's calibration folds set the intervals, everybody else adjusts the readout. Each scanner gets its
+    own factors, a CT from another one wider intervals.
 
     Raises:
         ValueError: too few patients, or measures that the networks' input does not allow.
@@ -140,7 +140,6 @@ def _write(
         synthetic_only=training["provenance"] == "digital",
         metrics={"calibration": metrics(judged, calibrated.predicted, judges, config.targets)},
         intervals=calibrated.intervals,
-        intervals_elsewhere=calibrated.elsewhere,
         created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
         files={},
     )
