@@ -158,13 +158,17 @@ class Readout:
         }
         stored: dict[str, Any] = {"bias": self._by_target(self.bias), "columns": table}
         if self.scanners:
-            stored["scanners"] = {
-                name: {"patients": known.patients, **self._by_target(known.factors)}
-                for name, known in self.scanners.items()
-            }
+            stored["scanners"] = self.by_scanner()
         if self.between is not None:
             stored["between_scanners"] = self._by_target(self.between)
         return json.dumps(stored, indent=1, allow_nan=False) + "\n"
+
+    def by_scanner(self) -> dict[str, dict[str, Any]]:
+        """Of each scanner how many patients it was fitted to, and its factor for each target."""
+        return {
+            name: {"patients": known.patients, **self._by_target(known.factors)}
+            for name, known in self.scanners.items()
+        }
 
     def _by_target(self, values: Values) -> dict[str, float]:
         return {target: float(values[row]) for row, target in enumerate(self.targets)}

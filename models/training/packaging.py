@@ -150,7 +150,11 @@ def package_run(
         architecture=config.architecture,
         targets=config.targets,
         input=config.input.to_dict(),
-        training={**_training(trained, cohort, config, calibration), "readout": readout and READOUT},
+        training={
+            **_training(trained, cohort, config, calibration),
+            "readout": readout and READOUT,
+            "scanners": {} if readout is None else readout.by_scanner(),
+        },
         synthetic_only=cohort.provenance == "digital",
         metrics={"calibration": metrics(judged, calibrated.predicted, judges, config.targets)},
         intervals=calibrated.intervals,

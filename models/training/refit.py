@@ -107,6 +107,7 @@ def refit_for_site(
         "cohort_sha256": cohort.sha256,
         "config": config.to_dict(),
         "readout": READOUT,
+        "scanners": readout.by_scanner(),
         "networks_from": {"package": package.name, "sha256": package.sha256},
         "networks_cohort": told.get("networks_cohort", told["cohort"]),
         "calibration_cohort": None,

@@ -167,6 +167,11 @@ def targets(told: Iterable[str]) -> str:
     return "BMD and TBS" if "tbs" in told else "BMD alone, no TBS"
 
 
+def scanners(told: Mapping[str, Mapping[str, float]]) -> str:
+    """The scanners that a model was fitted to, each with its factor: "ge Revolution CT (88 patients, BMD × 1.052)"."""
+    return "; ".join(f"{name} ({one['patients']} patients, BMD × {one['bmd_g_cm2']:.3f})" for name, one in told.items())
+
+
 def may_drive(model: ModelLine, allowed: bool) -> str:
     """Whether the network of a model decides for real patients, and why not; `allowed`: the policy's own switch."""
     if model.synthetic_only:

@@ -172,7 +172,8 @@ class Library:
     def _described(self, home: Path, more: Mapping[str, Any]) -> Kept:
         package = _loaded(home / PACKAGE)
         manifest, hashes = package.manifest, _hashes(home)
-        told = {name: manifest.training.get(name) for name in ("provenance", "patients", "steps_done", "steps_planned")}
+        named = ("provenance", "patients", "steps_done", "steps_planned", "scanners")
+        told = {name: manifest.training.get(name) for name in named}
         told["networks"] = manifest.training.get("networks_cohort", {}).get("provenance")  # of a refit: not its own
         return Kept(
             sha256=package.sha256,

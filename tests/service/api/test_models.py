@@ -149,6 +149,7 @@ def test_the_pages_tell_who_and_why_and_the_forms_move_the_pointer(site: Install
     assert f'action="/models/{good.id}/promote"' in page
     assert f'action="/models/{shut.id}/promote"' not in page
     detail = site.client.get(f"/models/{shut.id}", headers=PAGE).text
+    assert "ge Revolution CT (88 patients, BMD × 1.052). On any other one its intervals are wider" in detail
     assert detail.count('class="row-failed"') == 1
     found = re.search(r'name="csrf" value="([0-9a-f]+)"', page)
     assert found
