@@ -172,6 +172,18 @@ def scanners(told: Mapping[str, Mapping[str, float]]) -> str:
     return "; ".join(f"{name} ({one['patients']} patients, BMD × {one['bmd_g_cm2']:.3f})" for name, one in told.items())
 
 
+BIASED = ("reads high", "reads low")
+
+
+def reads(error: Estimate, allowed: float) -> str:
+    """Whether a scanner's mean error (g/cm2) is beyond what is allowed, as far as its 95 % interval can say."""
+    if error.low > allowed:
+        return BIASED[0]
+    if error.high < -allowed:
+        return BIASED[1]
+    return "within" if -allowed <= error.low and error.high <= allowed else "not sure"
+
+
 def may_drive(model: ModelLine, allowed: bool) -> str:
     """Whether the network of a model decides for real patients, and why not; `allowed`: the policy's own switch."""
     if model.synthetic_only:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.domain.monitoring import Estimate
 from service.domain.policy import ReferralPolicy
 from service.domain.states import DeliveryState
 from service.web import words
@@ -49,6 +50,14 @@ YOUNG = {"mean_g_cm2": 1.0, "sd_g_cm2": 0.13, "bmd_g_cm2": 0.7, "bmd_interval": 
 
 def level(hu: float | None) -> dict[str, object]:
     return {"valid": hu is not None, "hu_mean": hu, "bmd_g_cm2": None, "tbs": None}
+
+
+def test_a_scanner_reads_high_only_where_its_whole_interval_does() -> None:
+    for low, high, told in (
+        (0.021, 0.08, "reads high"), (0.019, 0.08, "not sure"), (-0.09, -0.03, "reads low"), (-0.02, 0.015, "within"),
+        (-0.03, 0.03, "not sure"),
+    ):  # fmt: skip
+        assert words.reads(Estimate((low + high) / 2, low, high, 30), 0.02) == told
 
 
 def test_bands_follow_the_policy() -> None:
