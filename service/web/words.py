@@ -173,6 +173,8 @@ def scanners(told: Mapping[str, Mapping[str, float]]) -> str:
 
 
 BIASED = ("reads high", "reads low")
+WITHIN, NOT_SURE = "within", "not sure"
+READS_TAGS = {WITHIN: "tag-eligible", NOT_SURE: "tag-quiet"}
 
 
 def reads(error: Estimate, allowed: float) -> str:
@@ -181,7 +183,7 @@ def reads(error: Estimate, allowed: float) -> str:
         return BIASED[0]
     if error.high < -allowed:
         return BIASED[1]
-    return "within" if -allowed <= error.low and error.high <= allowed else "not sure"
+    return WITHIN if -allowed <= error.low and error.high <= allowed else NOT_SURE
 
 
 def may_drive(model: ModelLine, allowed: bool) -> str:

@@ -53,8 +53,8 @@ def test_the_page_tells_it_to_people(site: Installation) -> None:
     assert "SIEMENS SOMATOM, kernel Br40d" in page
     assert DRIFTED in page
     assert "12 of 40 studies of its beginning" in page
-    [row] = re.findall(r"<tr><td><bdi>SIEMENS SOMATOM, kernel Br40d</bdi></td>.*?</tr>", page)
-    assert re.search(r'<span class="tag tag-(refused">reads (high|low)|eligible">(within|not sure))<', row)
+    [row] = re.findall(r"<tr[^>]*><td><bdi>SIEMENS SOMATOM, kernel Br40d</bdi></td>.*?</tr>", page)
+    assert re.search(r'<span class="tag tag-(failing">reads (high|low)|eligible">within|quiet">not sure)<', row)
     assert "beyond 0.02 g/cm²" in page
     assert "New pairs for a retraining: 30 of people" in page
     assert "normal" not in page.lower()
