@@ -207,6 +207,14 @@ def test_a_refit_learns_how_each_scanner_of_the_site_reads(refitted: ModelPackag
     )
 
 
+def test_networks_that_are_trained_at_a_site_know_its_scanners_too(site: Path, tmp_path: Path) -> None:
+    config = TrainingConfig.from_dict(tiny_config(**RUN).to_dict() | {"readout": "measures"})
+    made = train_package(site, tmp_path / "trained", config)
+    told = {name: one["patients"] for name, one in made.manifest.training["scanners"].items()}
+    assert told == {"canon One": 6, "canon Two": 6, "canon Three": 6}  # of those whom the network did not learn from
+    assert Predictor(made.path, "cpu").knows("canon Two")
+
+
 def test_prediction_knows_where_it_is(refitted: ModelPackage, package: ModelPackage, site: Path) -> None:
     cohort = Cohort.read(site)
     slabs = cohort.slabs[:4, 0].astype(np.float32)

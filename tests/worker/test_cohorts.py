@@ -12,8 +12,11 @@ import pytest
 
 from models.inputs import InputConfig, network_input
 from models.phantom.cohort import FIELD_PX as PHANTOM_FIELD_PX
+from models.readout import scanner_name
 from models.training import Cohort
 from models.training.cohort import FIELD_PX
+from service.dicom.headers import read_facts
+from service.domain.eligibility import vendor_of
 from service.domain.splits import Part
 from service.settings import Settings
 from service.workflow import artefacts
@@ -51,6 +54,15 @@ def site(tmp_path: Path, digital_study: Path, labels: np.ndarray) -> Settings:
     artefacts.keep_sources(folder, names)
     assert artefacts.keep_labels(folder, labels, LABEL_IDS.values())
     return settings
+
+
+def test_a_scanner_has_one_name_in_training_and_in_prediction(digital_study: Path, volume: Volume) -> None:
+    facts = read_facts(next((digital_study / "dicom").glob("*.dcm")))
+    manifest = {
+        "vendor": vendor_of(facts.manufacturer) or "unknown",
+        "scanner": facts.model_name,
+    }  # as a run freezes it
+    assert scanner_name(manifest["vendor"], manifest["scanner"]) == volume.scanner == "siemens SOMATOM Force"
 
 
 def pair(number: int, **changes: Any) -> dict[str, Any]:
