@@ -159,6 +159,12 @@ class ModelPackage:
         return (self.path / MODEL_CARD).read_text(encoding="utf-8")
 
 
+def scanner_name(maker: str | None, model: str | None) -> str:
+    """A scanner as packages and cohorts name it, "canon Aquilion ONE"; "" where its model is not told."""
+    words = (model or "").split()
+    return " ".join((maker or "unknown", *words)) if words else ""
+
+
 def write_package(
     path: Path,
     manifest: Manifest,

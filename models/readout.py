@@ -179,12 +179,6 @@ def widened(half: Values | float, sd: Values | float, level: float = 0.90) -> Va
     return np.hypot(half, NormalDist().inv_cdf(0.5 + level / 2) * np.asarray(sd))
 
 
-def scanner_name(maker: str | None, model: str | None) -> str:
-    """A scanner as readouts and cohorts name it, "canon Aquilion ONE"; "" where its model is not told."""
-    words = (model or "").split()
-    return " ".join((maker or "unknown", *words)) if words else ""
-
-
 def column_names(targets: tuple[str, ...]) -> tuple[str, ...]:
     """COLUMNS as far as a network with these answers has them."""
     return (*targets, *NAMES, *LEVELS)

@@ -96,7 +96,7 @@ class Predictor:
         """One Prediction per vertebra, from its slabs or from an array [vertebrae, slabs, size, size] HU.
 
         `levels` are the vertebrae's names; one of no known name is judged as the average of L1-L4. `scanner` is where
-        they were scanned (`models.readout.scanner_name`).
+        they were scanned (`models.package.scanner_name`).
         """
         if len(slabs) == 0:
             return []

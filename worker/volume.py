@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from scipy import ndimage
 
-from models.readout import scanner_name
+from models.package import scanner_name
 from service.dicom.headers import HeaderError, read_facts
 from service.dicom.part10 import BoundedFile
 from service.domain.eligibility import ENHANCED_CT, vendor_of
@@ -88,7 +88,7 @@ class Volume:
     slice_uids: tuple[str, ...] = ()
     source: SourceGrid | None = None
     frame_of_reference_uid: str | None = None  # of a DICOM series: what a supplied SEG must share
-    scanner: str = ""  # of a DICOM series, by `models.readout.scanner_name`
+    scanner: str = ""  # of a DICOM series, by `models.package.scanner_name`
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -12,8 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from models.package import BMD_ALONE, TARGETS
-from models.readout import scanner_name
+from models.package import BMD_ALONE, TARGETS, scanner_name
 from models.resnet50 import Floats
 
 Ints = npt.NDArray[np.int64]

@@ -128,8 +128,8 @@ def adjust_readout(
 
     The difference to the truth [n, targets] is learned by ridge regression, so with few patients little more than a
     shift is, and never less than what was known before. The penalty is the one that serves patients left out whole.
-    Where the `scanners` are told ([n], by `scanner_name`), it is learned within each of them, so that no measure comes
-    to stand for a scanner, and then each scanner's factors are.
+    Where the `scanners` are told ([n], by `models.package.scanner_name`), it is learned within each of them, so that no
+    measure comes to stand for a scanner, and then each scanner's factors are.
 
     Raises:
         ValueError: there are too few.

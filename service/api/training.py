@@ -148,6 +148,7 @@ class SurveyShape(BaseModel):
     vertebrae: int
     left_out: int
     reasons: tuple[ReasonShape, ...]
+    scanners: dict[str, int] = Field(description="patients who would train on each scanner, maker and model")
 
 
 class Runs(BaseModel):
@@ -269,6 +270,7 @@ def _survey_shape(found: Survey) -> SurveyShape:
         vertebrae=found.vertebrae,
         left_out=len(found.left_out),
         reasons=tuple(ReasonShape(code=one.code.value, text=one.text) for one in found.reasons),
+        scanners=dict(found.scanners),
     )
 
 

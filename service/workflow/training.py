@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -130,6 +131,7 @@ class Survey:
     vertebrae: int
     left_out: tuple[tuple[str, Reason], ...]  # study UIDs of pairs that cannot be used, and why
     reasons: tuple[Reason, ...]  # why no run can start
+    scanners: Mapping[str, int]  # patients who would train on each, by `models.package.scanner_name`
 
 
 def surveys(session: Session, policy: Policy) -> tuple[Survey, ...]:
@@ -154,7 +156,17 @@ def _survey(
     against = [*_going(session), *_too_few(placed, policy, people)]
     locked = sum(place.part is Part.LOCKED for place in placed.values())
     vertebrae = sum(len(one.levels) for one in found)
-    return Survey(people, targets, len(found), len(placed) - locked, locked, vertebrae, left_out, tuple(against))
+    return Survey(
+        people, targets, len(found), len(placed) - locked, locked, vertebrae, left_out, tuple(against),
+        _by_scanner(one for one in found if placed[one.pair.ct.patient_id].part is Part.TRAINING),
+    )  # fmt: skip
+
+
+def _by_scanner(found: Iterable[_Candidate]) -> dict[str, int]:
+    """How many patients each scanner has, the most first."""
+    named = models.package.scanner_name
+    told = {(named(vendor_of(one.facts.manufacturer), one.facts.model_name), one.pair.ct.patient_id) for one in found}
+    return dict(Counter(name for name, _ in sorted(told)).most_common())
 
 
 def _candidates(

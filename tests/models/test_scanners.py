@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from models.evaluation import evaluate
-from models.package import ModelPackage, PackageError
-from models.readout import COLUMNS, Readout, ScannerFactors, scanner_name, widened
+from models.package import ModelPackage, PackageError, scanner_name
+from models.readout import COLUMNS, Readout, ScannerFactors, widened
 from models.training import Cohort, TrainingConfig, estimate_cohort, refit_for_site, train_package
 from models.training.readout import adjust_readout, scanner_factors, with_scanners
 from tests.models.test_readout import HERE, RUN, any_readout

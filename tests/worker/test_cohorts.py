@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from models.inputs import InputConfig, network_input
+from models.package import scanner_name
 from models.phantom.cohort import FIELD_PX as PHANTOM_FIELD_PX
-from models.readout import scanner_name
 from models.training import Cohort
 from models.training.cohort import FIELD_PX
 from service.dicom.headers import read_facts

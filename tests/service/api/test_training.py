@@ -77,6 +77,7 @@ def test_a_run_is_asked_for_watched_and_finished(site: Installation) -> None:
     before = site.client.get(API).json()
     survey = {one["people"]: one for one in before["survey"]}
     assert survey["digital"]["reasons"] == []
+    assert sum(survey["digital"]["scanners"].values()) == survey["digital"]["patients"]
     assert survey["digital"]["patients"] + survey["digital"]["locked"] == survey["digital"]["pairs"] == PATIENTS
     assert {one["code"] for one in survey["patients"]["reasons"]} == {"TRAINING_TOO_FEW", "TRAINING_LOCKED_TOO_FEW"}
     created = ask(site)
