@@ -23,7 +23,8 @@ from models.package import READOUT, TARGETS, ModelPackage, PackageError
 
 Values = npt.NDArray[np.float64]
 LEVELS = ("L1", "L2", "L3", "L4")
-COLUMNS = (*TARGETS, *NAMES, *LEVELS)  # the network's answers, the measures, which vertebra it is
+SURROUNDINGS = ("fat_over_spine_cm",)  # `models.soft_tissue`; readouts from before it have no weight for it
+COLUMNS = (*TARGETS, *NAMES, *SURROUNDINGS, *LEVELS)  # the network's answers, the measures, which vertebra it is
 FURTHEST = 4.0  # standard deviations from the mean of those it was fitted on: nothing is extrapolated beyond
 
 
@@ -54,13 +55,15 @@ class Readout:
         slabs: Sequence[npt.NDArray[Any]],
         levels: Sequence[str],
         scanner: str = "",
+        fat_cm: Sequence[float] | None = None,
     ) -> Values:
         """The network's answers [n, targets], n slabs [slabs, size, size] HU and n levels -> [n, targets].
 
-        What cannot be measured counts as the mean; a level that is none of LEVELS as a vertebra of unknown name; a
-        scanner that is none of `scanners` as the average of those.
+        What cannot be measured counts as the mean, as does `fat_cm` (over the spine, of each level) where it is not
+        told; a level that is none of LEVELS as a vertebra of unknown name; a scanner that is none of `scanners` as the
+        average of those.
         """
-        return self.of_columns(columns(answers, slabs, levels), [scanner] * len(levels))
+        return self.of_columns(columns(answers, slabs, levels, fat_cm), [scanner] * len(levels))
 
     def of_columns(self, values: Values, scanners: Sequence[str] | npt.NDArray[np.str_] | None = None) -> Values:
         """[n, columns] and the scanner of each vertebra -> [n, targets]; without scanners, as on an unknown one."""
@@ -113,6 +116,8 @@ class Readout:
         try:
             stored = json.loads(text)
             by_name: Mapping[str, Mapping[str, Any]] = stored["columns"]
+            for name in set(SURROUNDINGS) - set(by_name):
+                by_name = {**by_name, name: {"centre": 0.0, "scale": 1.0, **dict.fromkeys(targets, 0.0)}}
             if set(by_name) != set(named):
                 raise ValueError(f"its columns differ: {', '.join(sorted(set(by_name) ^ set(named))[:3])}")
             table = [by_name[name] for name in named]
@@ -181,7 +186,7 @@ def widened(half: Values | float, sd: Values | float, level: float = 0.90) -> Va
 
 def column_names(targets: tuple[str, ...]) -> tuple[str, ...]:
     """COLUMNS as far as a network with these answers has them."""
-    return (*targets, *NAMES, *LEVELS)
+    return (*targets, *NAMES, *SURROUNDINGS, *LEVELS)
 
 
 def standards(values: Values) -> tuple[Values, Values]:
@@ -198,10 +203,16 @@ def standardised(values: Values, centre: Values, scale: Values) -> Values:
     return away
 
 
-def columns(answers: npt.NDArray[Any], slabs: Sequence[npt.NDArray[Any]], levels: Sequence[str]) -> Values:
-    """[n, columns]: the network's answers, the measures, and 1 under the vertebra's own level."""
+def columns(
+    answers: npt.NDArray[Any],
+    slabs: Sequence[npt.NDArray[Any]],
+    levels: Sequence[str],
+    fat_cm: Sequence[float] | npt.NDArray[Any] | None = None,
+) -> Values:
+    """[n, columns]: the network's answers, the measures, the fat over the spine, and 1 under the vertebra's level."""
     if not len(answers) == len(slabs) == len(levels):
         raise ValueError(f"{len(answers)} answers for {len(slabs)} vertebrae and {len(levels)} levels")
+    fat = np.full(len(levels), np.nan) if fat_cm is None else np.asarray(fat_cm, dtype=np.float64)
     measured = np.array([measures(one) for one in slabs]).reshape(len(slabs), len(NAMES))
     named = np.array([[float(level == one) for one in LEVELS] for level in levels]).reshape(len(levels), len(LEVELS))
-    return np.concatenate([np.asarray(answers, dtype=np.float64), measured, named], axis=1)
+    return np.concatenate([np.asarray(answers, dtype=np.float64), measured, fat[:, None], named], axis=1)

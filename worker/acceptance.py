@@ -19,6 +19,7 @@ from scipy import stats
 from models.crop import SLABS, sagittal_slabs
 from models.phantom import dxa
 from models.phantom.patient import draw
+from models.soft_tissue import fat_over_spine_cm
 from service.domain.result import LEVELS, Numbering
 from worker.pipeline import LABEL_IDS, Pipeline
 from worker.segmentation.evaluate import dice, digital_patient, levels_right
@@ -117,7 +118,8 @@ def _outcome(pipeline: Pipeline, seed: int, pictures: Path) -> PatientOutcome:
     true = dxa.measure(draw(seed)).levels
     grid = (volume.hu, volume.affine, true_labels)
     cut = [sagittal_slabs(*grid, LABEL_IDS[name], n=SLABS) for name in LEVELS]
-    by_true_mask = dict(zip(LEVELS, pipeline.predictor.predict(cut, LEVELS), strict=True))
+    fat = [fat_over_spine_cm(volume.hu, volume.affine, one.frame.centre_lps) for one in cut]
+    by_true_mask = dict(zip(LEVELS, pipeline.predictor.predict(cut, LEVELS, fat), strict=True))
     return PatientOutcome(
         seed=seed,
         levels_right=levels_right(segmentation, true_labels, volume),

@@ -7,6 +7,7 @@ cannot be cut is told by name and reason. Study by study on the disk: a run that
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def _cut(
         part = Part(pair["part"])
         if part in rows:
             told = cut_study(pair, cohort_dir(folder, part) / SLABS / f"{number:05d}.npz", settings)
-            rows[part] += _rows(pair, told["hu"], f"{SLABS}/{number:05d}.npz")
+            rows[part] += _rows(pair, told["hu"], told["fat"], f"{SLABS}/{number:05d}.npz")
             lost += [Lost(**one) for one in told["lost"]]
             on_study(number, len(pairs))
     return rows, lost
@@ -132,19 +133,24 @@ def _facts(
 
 
 def cut_study(pair: Mapping[str, Any], file: Path, settings: Settings) -> dict[str, Any]:
-    """{"hu": by level, "lost": [...]} of one study; its slabs lie in `file`. Done before, it is not done again."""
+    """{"hu": by level, "fat": by level, "lost": [...]} of one study; its slabs lie in `file`.
+
+    Done before, it is not done again.
+    """
     told_at = file.with_suffix(".json")
     if told_at.is_file():
         told: dict[str, Any] = json.loads(told_at.read_text(encoding="utf-8"))
         return told
     file.parent.mkdir(parents=True, exist_ok=True)
     hu: dict[str, float] = {}
+    fat: dict[str, float | None] = {}
     lost: list[Lost] = []
     try:
         slabs = []
         for level, found in _levels(pair, settings):
             if isinstance(found, Found):
                 hu[level] = round(found.attenuation.hu_mean, 2)
+                fat[level] = None if math.isnan(found.fat_over_spine_cm) else round(found.fat_over_spine_cm, 3)
                 slabs.append(stored_field(found.slabs.hu))
             else:
                 told_text = f"{level} could not be cut: {found}"
@@ -153,7 +159,7 @@ def cut_study(pair: Mapping[str, Any], file: Path, settings: Settings) -> dict[s
             _save(file, np.stack(slabs)[:, None])  # [levels, 1 mask, slabs, 128, 128]
     except Unusable as error:
         lost.append(Lost(pair["study_uid"], None, error.code.value, error.text))
-    told = {"hu": hu, "lost": [_lost_as_dict(one) for one in lost]}
+    told = {"hu": hu, "fat": fat, "lost": [_lost_as_dict(one) for one in lost]}
     _write(told_at, told)
     return told
 
@@ -198,7 +204,9 @@ def _stored(result: Path, spool: Path) -> tuple[Volume, npt.NDArray[np.uint8]]:
     return volume, labels
 
 
-def _rows(pair: Mapping[str, Any], hu: Mapping[str, float], slabs: str) -> list[dict[str, object]]:
+def _rows(
+    pair: Mapping[str, Any], hu: Mapping[str, float], fat: Mapping[str, float | None], slabs: str
+) -> list[dict[str, object]]:
     """A row for each level that was cut, in the order of the slabs."""
     return [
         {
@@ -216,6 +224,7 @@ def _rows(pair: Mapping[str, Any], hu: Mapping[str, float], slabs: str) -> list[
             "interval_days": abs(pair["days"]),
             **pair["levels"][level],
             "hu": value,
+            "fat_over_spine_cm": "" if fat[level] is None else fat[level],
             "slabs": slabs,
             "index": index,
         }

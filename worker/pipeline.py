@@ -7,6 +7,7 @@ here: `service.domain.referral.decide` reads what this measured.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import numpy as np
 
 from models.attenuation import Attenuation, disc_attenuation
 from models.crop import SLABS, SagittalSlabs, Vertebra, VertebraError, sagittal_slabs
+from models.soft_tissue import fat_over_spine_cm
 from service.dicom.reports.codes import LEVEL_NAMES
 from service.domain.policy import FindingsPolicy
 from service.domain.reasons import Code, Reason
@@ -95,6 +97,7 @@ class Found:
     vertebra: Vertebra
     slabs: SagittalSlabs
     attenuation: Attenuation
+    fat_over_spine_cm: float = math.nan  # NaN: the CT does not show it
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class Pipeline:
     def _predict(self, found: list[Found], scanner: str) -> dict[str, Prediction]:
         if not found:
             return {}
-        predictions = self.predictor.predict([one.slabs for one in found], [one.level for one in found], scanner)
+        predictions = self.predictor.predict(*_seen(found), scanner)
         return {one.level: prediction for one, prediction in zip(found, predictions, strict=True)}
 
     def _shadowed(self, found: list[Found], scanner: str, watch: Stopwatch) -> Shadowed | None:
@@ -215,7 +218,7 @@ class Pipeline:
             return None
         try:
             with watch.stage("shadow"):
-                said = self.shadow.predict([one.slabs for one in found], [one.level for one in found], scanner)
+                said = self.shadow.predict(*_seen(found), scanner)
         except Exception:
             log.exception("the model in shadow (%s) failed; the study goes on without it", self.shadow.name)
             return None
@@ -237,6 +240,11 @@ class Pipeline:
             device=self.device,
             engine=self.predictor.engine,
         )
+
+
+def _seen(found: list[Found]) -> tuple[list[SagittalSlabs], list[str], list[float]]:
+    """What a predictor is shown: slabs, names, and the fat over the spine."""
+    return [one.slabs for one in found], [one.level for one in found], [one.fat_over_spine_cm for one in found]
 
 
 def _cut(volume: Volume, located: Located, anatomy: Anatomy) -> tuple[list[Found], dict[str, Reason]]:
@@ -268,7 +276,8 @@ def cut_level(volume: Volume, located: Located, level: str, label_id: int) -> Fo
     vertebra = located.vertebra(label_id)
     grid = (volume.hu, volume.affine, located.labels, label_id)
     slabs = sagittal_slabs(*grid, n=SLABS, vertebra=vertebra)
-    return Found(level, vertebra, slabs, disc_attenuation(*grid, vertebra=vertebra))
+    fat = fat_over_spine_cm(volume.hu, volume.affine, vertebra.body_centroid_lps)
+    return Found(level, vertebra, slabs, disc_attenuation(*grid, vertebra=vertebra), fat)
 
 
 def _levels(

@@ -91,19 +91,24 @@ class Predictor:
         return self.readout is None or self.readout.knows(scanner)
 
     def predict(
-        self, slabs: Sequence[SagittalSlabs] | Floats, levels: Sequence[str], scanner: str = ""
+        self,
+        slabs: Sequence[SagittalSlabs] | Floats,
+        levels: Sequence[str],
+        fat_cm: Sequence[float] | None = None,
+        scanner: str = "",
     ) -> list[Prediction]:
         """One Prediction per vertebra, from its slabs or from an array [vertebrae, slabs, size, size] HU.
 
-        `levels` are the vertebrae's names; one of no known name is judged as the average of L1-L4. `scanner` is where
-        they were scanned (`models.package.scanner_name`).
+        `levels` are the vertebrae's names; one of no known name is judged as the average of L1-L4. `fat_cm` lies over
+        the spine at each of them (`models.soft_tissue`). `scanner` is where they were scanned
+        (`models.package.scanner_name`).
         """
         if len(slabs) == 0:
             return []
         stacked = slabs if isinstance(slabs, np.ndarray) else np.stack([one.hu for one in slabs])
         values: npt.NDArray[np.floating] = self.answers(stacked)
         if self.readout is not None:
-            values = self.readout(values, list(stacked), levels, scanner)
+            values = self.readout(values, list(stacked), levels, scanner, fat_cm)
         return [self._with_interval(*map(float, one), levels=1, scanner=scanner) for one in values]
 
     def answers(self, slabs: Floats) -> Floats:

@@ -38,20 +38,22 @@ from models.phantom.freeze import fingerprint
 from models.phantom.grid import Grid
 from models.phantom.patient import draw
 from models.phantom.render import Rendered, render
-from models.phantom.scanner import scan, scanner_rng
+from models.phantom.scanner import BIAS, scan, scanner_rng
 from models.phantom.settings import Setting, dials_of
 from models.phantom.side_by_side import side_by_side
 from models.phantom.spine import spine_bounds
+from models.soft_tissue import fat_over_spine_cm
 
 FOLDS = 10
 FIELD_PX = 128  # kept of the 256: all that a vertebra can fill
 SLICES_MM = (1.0, 2.0, 2.5, 3.0)  # drawn where slice_mm is not set
 MARGIN_MM = 6.0
+FAT_GRID_MM, FAT_HALF_WIDTH_MM, FAT_MARGIN_MM = (3.0, 2.0, 2.0), 90.0, 14.0
 ENRICHED_BMD = (0.55, 1.45)  # g/cm2
 SEED_STEP = 10_000  # patient seeds of cohort s: s * 10,000 onwards, so that cohorts share no patient
 COLUMNS = (
     "patient_id", "seed", "fold", "enriched", "level", "sex", "age", "bmi", "vendor", "kernel", "slice_mm",
-    "interval_days", "bmd_g_cm2", "tbs", "hu", "slabs", "index",
+    "interval_days", "bmd_g_cm2", "tbs", "hu", "fat_over_spine_cm", "slabs", "index",
 )  # fmt: skip
 SHAPE = (
     "trabecular_mg_cm3", "cortex", "endplate", "posterior_cortex", "depth", "height_anterior", "height_posterior",
@@ -78,6 +80,7 @@ class PatientSlabs:
 
     slabs: npt.NDArray[np.int16]  # [4, variants, 9, 128, 128] HU
     hu: tuple[float, ...]  # per level, by the attenuation disc
+    fat_over_spine_cm: tuple[float, ...]  # per level
     truth: dxa.Dxa
 
 
@@ -186,7 +189,21 @@ def patient_slabs(patient: Patient, variants: int, dials: Dials = FROZEN) -> Pat
     slabs = [[_field(hu, rendered.affine, labels, LABELS[level]) for labels in maps] for level in LEVELS]
     attenuation = (disc_attenuation(hu, rendered.affine, rendered.labels, LABELS[level]).hu_mean for level in LEVELS)
     truth = dxa.measure(patient, device=dials.densitometer)
-    return PatientSlabs(np.array(slabs), tuple(attenuation), truth)
+    return PatientSlabs(np.array(slabs), tuple(attenuation), fat_of(patient), truth)
+
+
+def fat_of(patient: Patient) -> tuple[float, ...]:
+    """What the CT shows of the fat over L1 to L4, cm: read off the whole trunk, without noise and on a coarser grid."""
+    middles = [np.array(patient.vertebra(level).frame.center) for level in LEVELS]
+    (x, y, _), deep = patient.torso.center, patient.torso.half_depth + FAT_MARGIN_MM
+    low, high = min(middle[2] for middle in middles), max(middle[2] for middle in middles)
+    box = Grid.covering(
+        (x - FAT_HALF_WIDTH_MM, y - deep, low - FAT_MARGIN_MM), (x + FAT_HALF_WIDTH_MM, y + deep, high + FAT_MARGIN_MM),
+        FAT_GRID_MM,
+    )  # fmt: skip
+    rendered = render(patient, box)
+    hu = rendered.hu_noise_free + np.float32(BIAS[patient.acquisition.vendor].offset_hu)
+    return tuple(fat_over_spine_cm(hu, rendered.affine, middle) for middle in middles)
 
 
 def lumbar_box(patient: Patient) -> Grid:
@@ -247,6 +264,7 @@ def _row(patient: Patient, made: PatientSlabs, level: int, member: Member, name:
         "bmd_g_cm2": round(truth.bmd_g_cm2, 5),
         "tbs": round(truth.tbs, 5),
         "hu": round(made.hu[level], 2),
+        "fat_over_spine_cm": round(made.fat_over_spine_cm[level], 3),
         "slabs": name,
         "index": level,
     }

@@ -20,7 +20,7 @@ TENTHS = 10  # a cohort's `fold` column: tenths of its patients
 FIELD_PX = 128  # kept of a slab's 256: all that a vertebra can fill
 COLUMNS = (
     "patient_id", "fold", "level", "provenance", "sex", "age", "bmi", "vendor", "scanner", "kernel", "slice_mm",
-    "dxa_device", "interval_days", "bmd_g_cm2", "tbs", "hu", "slabs", "index",
+    "dxa_device", "interval_days", "bmd_g_cm2", "tbs", "hu", "fat_over_spine_cm", "slabs", "index",
 )  # fmt: skip
 
 
@@ -78,6 +78,11 @@ class Cohort:
     def scanners(self) -> npt.NDArray[np.str_]:
         """[vertebrae] by `scanner_name`; "" where it is not told, as in `phantom cohort`."""
         return np.array([scanner_name(row.get("vendor"), row.get("scanner")) for row in self.rows])
+
+    @cached_property
+    def fat_over_spine_cm(self) -> Floats:
+        """[vertebrae]; NaN where it is not told."""
+        return np.array([float(row.get("fat_over_spine_cm") or "nan") for row in self.rows], np.float32)
 
     @cached_property
     def sha256(self) -> str:

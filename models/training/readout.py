@@ -85,7 +85,7 @@ def weigh(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, devic
 def cohort_columns(cohort: Cohort, chosen: Ints, answers: Floats, *, variant: int = 0) -> Values:
     """The readout's columns for these vertebrae, with the network's answers for them."""
     slabs = [cohort.slabs[index, variant] for index in chosen]
-    return columns(answers, slabs, [cohort.rows[index]["level"] for index in chosen])
+    return columns(answers, slabs, [cohort.rows[index]["level"] for index in chosen], cohort.fat_over_spine_cm[chosen])
 
 
 def fit_readout(

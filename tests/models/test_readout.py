@@ -50,7 +50,8 @@ def test_a_level_of_no_known_name_lies_between_the_named_ones() -> None:
     answers = np.ones((5, 2))
     slabs = [np.full((3, 48, 48), 100.0)] * 5
     table = columns(answers, slabs, [*LEVELS, "L6"])
-    assert table.shape == (5, 2 + len(NAMES) + 4)
+    assert table.shape == (5, 2 + len(NAMES) + 1 + 4)
+    assert np.isnan(table[:, -5]).all()  # the fat over the spine was not told
     assert np.array_equal(table[:, -4:], np.vstack([np.eye(4), np.zeros(4)]))
     with pytest.raises(ValueError, match="5 answers for 5 vertebrae and 1 levels"):
         columns(answers, slabs, ["L1"])

@@ -221,7 +221,9 @@ def test_prediction_knows_where_it_is(refitted: ModelPackage, package: ModelPack
     predictor = Predictor(refitted.path, "cpu")
     assert predictor.scanners == ("canon One", "canon Three", "canon Two")
     factor = Readout.of(refitted).scanners["canon One"].factors[0]  # type: ignore[union-attr]
-    here, there = (predictor.predict(slabs, ("L1", "L2", "L3", "L4"), name) for name in ("canon One", "ge Elsewhere"))
+    here, there = (
+        predictor.predict(slabs, ("L1", "L2", "L3", "L4"), scanner=name) for name in ("canon One", "ge Elsewhere")
+    )
     assert [one.bmd_g_cm2 for one in here] == pytest.approx([factor * one.bmd_g_cm2 for one in there])
     known, elsewhere = (predictor.patient(some, name) for some, name in ((here, "canon One"), (there, "ge Elsewhere")))
     widths = [(one.bmd_interval[1] - one.bmd_interval[0]) / 2 for one in (known, elsewhere)]

@@ -45,10 +45,15 @@ class SoundsHealthy:
 
     name, sha256, synthetic_only, measures_tbs, engine = "healthy", "0" * 64, True, True, "none"
 
-    def predict(self, slabs: Sequence[SagittalSlabs], levels: Sequence[str]) -> list[Prediction]:
-        return [self.patient([]) for _ in slabs]
+    def predict(
+        self, slabs: Sequence[SagittalSlabs], levels: Sequence[str], fat_cm: Sequence[float], scanner: str
+    ) -> list[Prediction]:
+        return [self.patient([], scanner) for _ in slabs]
 
-    def patient(self, levels: Sequence[Prediction]) -> Prediction:
+    def knows(self, scanner: str) -> bool:
+        return True
+
+    def patient(self, levels: Sequence[Prediction], scanner: str) -> Prediction:
         return Prediction(1.4, (1.35, 1.45), 1.5, (1.45, 1.55))
 
 
