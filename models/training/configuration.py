@@ -74,7 +74,7 @@ class TrainingConfig:
     """
 
     name: str = "reference"
-    version: str = "0.4.0"
+    version: str = "0.5.0"
     architecture: str = "resnet50"
     targets: tuple[str, ...] = TARGETS  # or BMD_ALONE
     heads: Heads = "joint"  # "separate": a network per target

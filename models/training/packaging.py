@@ -427,7 +427,11 @@ def _networks(manifest: Manifest) -> str:
         start = f"unchanged from the package {manifest.training['networks_from']['package']} ({origin[:12]})"
     weighed = ""
     if manifest.training.get("readout"):
-        weighed = f" Its answers are weighed with {len(NAMES)} measures of the same slabs and the level ({READOUT})."
+        weighed = (
+            f" Its answers are weighed with {len(NAMES)} measures of the same slabs, the fat over the spine and the "
+            f"level ({READOUT}): what is told is what a densitometer would tell, which reads fat over the spine as a "
+            "lack of bone."
+        )
     return f"Trunk {manifest.architecture}, {start}, {head}, batches of {batch}{many}{sides}.{weighed}"
 
 

@@ -20,7 +20,7 @@ from service.store.engine import Store, make_engine
 from service.store.tables import ActiveModelRow, ModelRow
 
 PACKAGES = Path(models.package.__file__).parent / "packages"
-REFERENCE = "reference-0.4.0"  # what is in force where nothing else was promoted
+REFERENCE = "reference-0.5.0"  # what is in force where nothing else was promoted
 SHIPPED, TRAINED, IMPORTED = "shipped", "trained", "imported"
 PROMOTE, ROLLBACK = "promote", "rollback"
 

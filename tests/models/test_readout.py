@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,23 @@ def test_refitting_refuses_another_cohort_or_another_network(
         refit_package(package, folder, tmp_path / "out", dataclasses.replace(told, epochs=2))
     with pytest.raises(PackageError, match="never overwritten"):
         refit_package(package, folder, package.path, told)
+
+
+def test_the_same_digital_patients_rendered_elsewhere_are_the_same_cohort(
+    package: ModelPackage, folder: Path, tmp_path: Path
+) -> None:
+    """One voxel rounded otherwise changes the hash; the seed and the phantom say who they are."""
+    facts = json.loads((folder / "cohort.json").read_text()) | {"phantom_sha256": "f" * 64}
+    training = {**package.manifest.training, "cohort": facts, "cohort_sha256": "0" * 64}
+    moved = dataclasses.replace(package, manifest=dataclasses.replace(package.manifest, training=training))
+    told = TrainingConfig.from_dict(training["config"])
+    with pytest.raises(ValueError, match="is not the cohort"):
+        refit_package(moved, folder, tmp_path / "out", told)
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    (again / "cohort.json").write_text(json.dumps(facts))
+    made = refit_package(moved, again, tmp_path / "out", told)
+    assert made.manifest.training["cohort_sha256"] == Cohort.read(again).sha256
 
 
 def test_a_refit_for_a_site_judges_itself_on_patients_that_fitted_nothing(
