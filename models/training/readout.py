@@ -138,10 +138,11 @@ def adjust_readout(
         raise ValueError(f"a readout needs {FEWEST} vertebrae of {PATIENT_FOLDS} patients at least to adjust it by")
     z = standardised(values, before.centre, before.scale)
     missing = truth - before.of_columns(values)
+    spread = z.std(axis=0)  # between scanners, too: what hardly varies within one is not to be stretched
     apart = list(GroupKFold(PATIENT_FOLDS).split(z, groups=patients))
     if scanners is not None and known_scanners(scanners, patients):
         z, missing = _within(z, scanners), _within(missing, scanners)
-    lines = [_ridge(z, missing[:, row], apart) for row in range(len(before.targets))]
+    lines = [_ridge(z, missing[:, row], apart, spread) for row in range(len(before.targets))]
     weights = before.weights + np.stack([line.weights for line in lines])
     bias = before.bias + np.array([line.bias for line in lines])
     adjusted = Readout(before.centre, before.scale, weights, bias, before.targets)
@@ -198,9 +199,17 @@ def _within(values: Values, groups: npt.NDArray[np.str_]) -> Values:
     return moved
 
 
-def _ridge(values: Values, truth: npt.NDArray[np.floating], apart: Sequence[tuple[Ints, Ints]] | None = None) -> Line:
-    """The penalty by leave-one-out, or by these splits; columns are brought to one scale for it and back again."""
-    scale = values.std(axis=0)
+def _ridge(
+    values: Values,
+    truth: npt.NDArray[np.floating],
+    apart: Sequence[tuple[Ints, Ints]] | None = None,
+    spread: Values | None = None,
+) -> Line:
+    """The penalty by leave-one-out, or by these splits; columns are brought to one scale for it and back again.
+
+    `spread` is that scale; without it, each column's own.
+    """
+    scale = values.std(axis=0) if spread is None else spread.copy()
     scale[scale == 0] = 1.0
     with threadpool_limits(1):  # a few hundred rows: threads that wait for each other cost more than they do
         fitted = RidgeCV(PENALTIES, cv=apart).fit(values / scale, truth.astype(np.float64))
