@@ -26,7 +26,7 @@ def fat_over_spine_cm(
     """How much thicker fat is in front of and behind the spine than beside it, cm; NaN where the CT does not show it.
 
     Args:
-        hu: [k, j, i], axial slices: j runs from front to back or back, i across.
+        hu: [k, j, i], axial slices: j runs from front to back or the other way, i across.
         affine: maps (k, j, i, 1) to LPS mm.
         middle: of the vertebra, LPS mm.
     """
