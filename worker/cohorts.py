@@ -101,7 +101,7 @@ def _cut(
         part = Part(pair["part"])
         if part in rows:
             told = cut_study(pair, cohort_dir(folder, part) / SLABS / f"{number:05d}.npz", settings)
-            rows[part] += _rows(pair, told["hu"], told["fat"], f"{SLABS}/{number:05d}.npz")
+            rows[part] += _rows(pair, told["hu"], told.get("fat", {}), f"{SLABS}/{number:05d}.npz")
             lost += [Lost(**one) for one in told["lost"]]
             on_study(number, len(pairs))
     return rows, lost
@@ -224,7 +224,7 @@ def _rows(
             "interval_days": abs(pair["days"]),
             **pair["levels"][level],
             "hu": value,
-            "fat_over_spine_cm": "" if fat[level] is None else fat[level],
+            "fat_over_spine_cm": "" if fat.get(level) is None else fat[level],
             "slabs": slabs,
             "index": index,
         }

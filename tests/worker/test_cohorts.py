@@ -99,6 +99,15 @@ def test_what_is_learned_from_is_what_is_predicted_from(
     assert cut_study(pair(1), file, site) == told  # done before: not done again
 
 
+def test_a_study_that_an_earlier_release_cut_has_no_fat_told(site: Settings, tmp_path: Path) -> None:
+    """A run that was paused over an update goes on with what lies there."""
+    asked = pair(1)
+    told = cut_study(asked, tmp_path / "00001.npz", site)
+    rows = cohorts._rows(asked, told["hu"], told["fat"], "x")
+    assert all(isinstance(row["fat_over_spine_cm"], float) for row in rows)
+    assert [row["fat_over_spine_cm"] for row in cohorts._rows(asked, told["hu"], {}, "x")] == ["", ""]
+
+
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
