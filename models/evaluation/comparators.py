@@ -1,8 +1,9 @@
 """What the network is held against: gradient boosting on hand-made features, and the oracle.
 
-The boosting sees what a radiologist's ruler would give (FEATURES) of a vertebra's slabs. The oracle sees a digital
-patient's true parameters (parameters.csv), which no one can see: how far the information allows. The midline oracle
-does without those of which the midsagittal slab shows nothing: how far it allows a network that sees this slab alone.
+The boosting sees what a radiologist's ruler would give (FEATURES) of a vertebra's slabs, and the fat over the spine.
+The oracle sees a digital patient's true parameters (parameters.csv), which no one can see, and that fat as the CT shows
+it: how far the information allows. The midline oracle does without those of which the midsagittal slab shows nothing:
+how far it allows a network that sees this slab alone.
 Both are judged on patients they were not fitted on: cross-fitted by patient, or fitted on another cohort.
 """
 
@@ -34,13 +35,15 @@ CORE_PX = 3  # eroded: the mask's rim of 3.5 mm, mostly cortex and partial volum
 LAGS_PX = (1, 2, 4)
 PARAMETERS = "parameters.csv"
 BESIDE = "beside_"  # parameters of what lies beside the midsagittal slab
-FEATURES = (
-    "hu_disc", "age_years", "sex_male", "bmi",
+FAT = "fat_over_spine_cm"  # `models.soft_tissue`, a column of the cohort; empty in cohorts from before it
+OF_PATIENT = ("hu_disc", "age_years", "sex_male", "bmi", FAT)
+OF_SLABS = (
     "hu_mean", "hu_sd", "hu_p5", "hu_p25", "hu_p50", "hu_p75", "hu_p95", "hu_beside",
     "core_mean", "core_sd", "core_p10", "core_p90",
     "gradient_mean", "gradient_sd", "variogram_1px", "variogram_2px", "variogram_4px", "log_energy",
     "area_mm2", "height_mm", "depth_mm",
 )  # fmt: skip
+FEATURES = OF_PATIENT + OF_SLABS
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Examples:
     def knows(self, column: int) -> bool:
         """Whether every vertebra has this target."""
         return not np.isnan(self.targets[:, column]).any()
+
+    @property
+    def told(self) -> list[int]:
+        """The columns that at least one vertebra has a value of: no CT tells a BMI, for one."""
+        return np.flatnonzero(~np.isnan(self.values).all(axis=0)).tolist()
 
     @property
     def folds(self) -> GroupKFold | None:
@@ -105,11 +113,11 @@ def compare(cohort: Cohort, chosen: Ints, folder: Path, other: tuple[Cohort, Pat
 
 
 def slab_features(slabs: npt.NDArray[np.int16]) -> Array:
-    """Of slabs [slabs, rows, columns] HU the features that follow the patient's four, NaN for an empty mask."""
+    """Of slabs [slabs, rows, columns] HU the features `OF_SLABS`, NaN for an empty mask."""
     middle = slabs[len(slabs) // 2].astype(np.float64)
     inside = middle > OUTSIDE_HU
     if not inside.any():
-        return np.full(len(FEATURES) - 4, np.nan)
+        return np.full(len(OF_SLABS), np.nan)
     box = ndimage.find_objects(inside.astype(np.uint8))[0]
     hu, inside = middle[box], np.pad(inside[box], CORE_PX)
     core = ndimage.binary_erosion(inside, iterations=CORE_PX)[CORE_PX:-CORE_PX, CORE_PX:-CORE_PX]
@@ -139,10 +147,11 @@ def _variogram(hu: Array, core: npt.NDArray[np.bool_], lag: int) -> float:
 def _slab_examples(cohort: Cohort, chosen: Ints) -> Examples:
     """The FEATURES of mask variant 0, as the network is judged on it."""
     rows = [cohort.rows[index] for index in chosen]
-    patient = np.array([[float(row[name] or "nan") for name in ("hu", "age", "bmi")] for row in rows])
-    male = np.array([[row["sex"] == "M"] for row in rows], dtype=float)
+    hu, age, bmi = np.array([[float(row[name] or "nan") for name in ("hu", "age", "bmi")] for row in rows]).T
+    male = np.array([row["sex"] == "M" for row in rows], dtype=float)
+    patient = np.stack([hu, age, male, bmi, cohort.fat_over_spine_cm[chosen]], axis=1)
     slabs = np.array([slab_features(cohort.slabs[index, 0]) for index in chosen])
-    values = np.concatenate([patient[:, :2], male, patient[:, 2:], slabs], axis=1)
+    values = np.concatenate([patient, slabs], axis=1)
     return Examples(values, cohort.targets[chosen].astype(np.float64), cohort.patients[chosen])
 
 
@@ -153,7 +162,7 @@ def _estimates(make: Callable[[], BaseEstimator], seen: Examples, learn: Example
     """
     if not (learn or seen).knows(column):
         return None
-    told = np.flatnonzero(~np.isnan((learn or seen).values).all(axis=0)).tolist()  # no CT tells a BMI, for one
+    told = (learn or seen).told
     seen, learn = seen.of(told), None if learn is None else learn.of(told)
     with threadpool_limits(1):  # a few thousand rows: threads that wait for each other cost more than they do
         if learn is not None:
@@ -183,23 +192,30 @@ def _oracles(
     cohort: Cohort, chosen: Ints, folder: Path, other: tuple[Cohort, Path] | None, estimates: dict[str, Array]
 ) -> dict[str, Any]:
     """Adds the estimates of both oracles; returns their accounts by name."""
-    columns, values = read_parameters(folder, cohort, chosen)
+    columns, values = _true_and_fat(folder, cohort, chosen)
     seen = Examples(values, cohort.targets[chosen].astype(np.float64), cohort.patients[chosen])
     learn = None
     if other is not None:
         everyone = np.arange(len(other[0].rows))
-        other_columns, other_values = read_parameters(other[1], other[0], everyone)
+        other_columns, other_values = _true_and_fat(other[1], other[0], everyone)
         if other_columns != columns:
             raise ValueError(f"{other[1] / PARAMETERS} has other columns than {folder / PARAMETERS}")
         learn = Examples(other_values, other[0].targets.astype(np.float64), other[0].patients)
-    midline = [number for number, column in enumerate(columns) if not column.startswith(BESIDE)]
+    told = (learn or seen).told
+    midline = [number for number in told if not columns[number].startswith(BESIDE)]
     return {
         name: {
             "columns": [columns[number] for number in used],
             **_oracle(name, seen.of(used), None if learn is None else learn.of(used), estimates),
         }
-        for name, used in (("oracle", list(range(len(columns)))), ("midline_oracle", midline))
+        for name, used in (("oracle", told), ("midline_oracle", midline))
     }
+
+
+def _true_and_fat(folder: Path, cohort: Cohort, chosen: Ints) -> tuple[tuple[str, ...], Array]:
+    """`read_parameters`, and what the CT shows of the fat over the spine."""
+    columns, values = read_parameters(folder, cohort, chosen)
+    return (*columns, BESIDE + FAT), np.column_stack([values, cohort.fat_over_spine_cm[chosen]])
 
 
 def _oracle(name: str, seen: Examples, learn: Examples | None, estimates: dict[str, Array]) -> dict[str, Any]:

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from models.crop import OUTSIDE_HU, PIXEL_MM
-from models.evaluation.comparators import FEATURES, compare, read_parameters, slab_features
+from models.evaluation.comparators import OF_SLABS, compare, read_parameters, slab_features
 from models.training import Cohort
 from tests.models.tiny import tiny_cohort
-
-MEASURED = FEATURES[4:]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def test_features_of_a_chequered_rectangle() -> None:
     slab = np.full((3, 48, 64), int(OUTSIDE_HU), dtype=np.int16)
     rows, columns = np.mgrid[0:16, 0:20]
     slab[:, 10:26, 30:50] = 200 + 10 * (1 - 2 * ((rows + columns) % 2))
-    found = dict(zip(MEASURED, slab_features(slab), strict=True))
+    found = dict(zip(OF_SLABS, slab_features(slab), strict=True))
     assert (found["hu_mean"], found["hu_sd"], found["hu_beside"]) == pytest.approx((200, 10, 200))
     assert (found["variogram_1px"], found["variogram_2px"]) == pytest.approx((200, 0))  # half of 20 squared, and none
     assert found["area_mm2"] == pytest.approx(16 * 20 * PIXEL_MM**2)
@@ -93,6 +91,24 @@ def test_the_midline_oracle_sees_nothing_beside_the_middle(folder: Path, cohort:
     assert found.account["midline_oracle"]["columns"] == ["other"]
     assert r(found.estimates["oracle_bmd"], bmd) > 0.9
     assert r(found.estimates["midline_oracle_bmd"], bmd) < 0.4
+
+
+def test_both_see_the_fat_over_the_spine_and_the_midline_oracle_does_not(folder: Path, cohort: Cohort) -> None:
+    draw = np.random.default_rng(4)
+    chosen = np.arange(len(cohort.rows))
+    fat = draw.normal(0.0, 1.0, 80)
+    told = replace(
+        cohort,
+        rows=[row | {"fat_over_spine_cm": str(cm)} for row, cm in zip(cohort.rows, fat, strict=True)],
+        targets=np.stack([1 - 0.1 * fat, 1 - 0.1 * fat], axis=1).astype(np.float32),
+    )
+    write_parameters(folder, cohort, {"other": draw.random(80)})
+    found = compare(told, chosen, folder, None)
+    assert found.account["oracle"]["columns"] == ["other", "beside_fat_over_spine_cm"]
+    assert found.account["midline_oracle"]["columns"] == ["other"]
+    assert r(found.estimates["oracle_bmd"], fat) < -0.99
+    assert r(found.estimates["gbm_bmd"], fat) < -0.9
+    assert abs(r(found.estimates["midline_oracle_bmd"], fat)) < 0.4
 
 
 def test_a_patients_own_name_tells_the_oracle_nothing(folder: Path, cohort: Cohort) -> None:
