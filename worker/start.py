@@ -110,14 +110,27 @@ def load_predictor(model: InForce, settings: Settings) -> Predictor:
     return predictor
 
 
-def make_pipeline(settings: Settings, segmentation: Path | None = None) -> Pipeline:
-    """The resident networks; a supplied label map takes the place of the segmentation network."""
+def make_pipeline(settings: Settings, segmentation: Path | None = None, model: str | None = None) -> Pipeline:
+    """The resident networks.
+
+    Args:
+        settings: of this installation.
+        segmentation: a label map that takes the place of the segmentation network.
+        model: one to look at, as `package_path` finds it; without it the one in force, which alone may have passed
+            this site's gate.
+
+    Raises:
+        ValueError: there is no such model.
+        PackageError: a package is altered, or not the one that was put in force.
+    """
     supplied = SuppliedLabels(segmentation) if segmentation else None
-    model = in_force_here(settings)
-    pipeline = Pipeline.load(settings, model.folder, supplied)
-    if pipeline.predictor.sha256 != model.sha256:
-        raise PackageError(f"{model.folder} is not the package that was put in force ({model.name})")
-    return replace(pipeline, gate_passed=model.gate_passed)
+    in_force = in_force_here(settings)
+    folder = in_force.folder if model is None else package_path(model, settings)
+    pipeline = Pipeline.load(settings, folder, supplied)
+    is_in_force = pipeline.predictor.sha256 == in_force.sha256
+    if model is None and not is_in_force:
+        raise PackageError(f"{in_force.folder} is not the package that was put in force ({in_force.name})")
+    return replace(pipeline, gate_passed=is_in_force and in_force.gate_passed)
 
 
 def make_screen(settings: Settings, policy: Policy) -> Callable[[ScreenRequest], Measurements]:

@@ -28,11 +28,17 @@ def add_commands(commands: Any) -> None:
         "--segmentation", type=Path, metavar="FILE", help="use these vertebrae: a NIfTI label map or a DICOM SEG"
     )
     screen.add_argument("--out", type=Path, required=True, metavar="DIR")
+    _takes_a_model(screen)
 
     acceptance = add_command(commands, "acceptance", run_acceptance, "measure the pipeline on digital patients, here")
     acceptance.add_argument("--patients", type=int, default=50, metavar="N")
     acceptance.add_argument("--seed", type=int, metavar="S", help="of the first patient")
     acceptance.add_argument("--json", type=Path, metavar="FILE")
+    _takes_a_model(acceptance)
+
+
+def _takes_a_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="PACKAGE", help="a folder or a name with version (else the one in force)")
 
 
 def run_send(options: argparse.Namespace) -> int:
@@ -72,7 +78,7 @@ def run_screen(options: argparse.Namespace) -> int:
     document = screen_path(
         options.path,
         options.out,
-        lambda: make_pipeline(settings, options.segmentation),
+        lambda: make_pipeline(settings, options.segmentation, options.model),
         site_policy(settings),
         at=datetime.now().astimezone(),
     )
@@ -87,10 +93,10 @@ def run_acceptance(options: argparse.Namespace) -> int:
     from worker.acceptance import FIRST_SEED, run
     from worker.start import make_pipeline
 
+    settings = Settings()
     first = FIRST_SEED if options.seed is None else options.seed
-    report = run(
-        make_pipeline(Settings()), range(first, first + options.patients), lambda done: print(done, flush=True)
-    )
+    pipeline = make_pipeline(settings, model=options.model)
+    report = run(pipeline, range(first, first + options.patients), lambda done: print(done, flush=True))
     print(json.dumps(report, indent=2))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -197,6 +197,21 @@ def test_another_package_in_its_folder_is_not_what_was_put_in_force(site: Site) 
         start.load_predictor(replace(in_force, sha256="0" * 64), settings)
 
 
+def test_a_model_can_be_looked_at_before_it_is_in_force(site: Site) -> None:
+    site.promote(1)
+    settings = workbench.settings(site.folder, device="cpu")
+    looks = {told: start.make_pipeline(settings, model=told) for told in (None, "active", "site-1", "site-2")}
+    sha256 = {told: pipeline.predictor.sha256 for told, pipeline in looks.items()}
+    assert sha256 == {None: site.lines[0].sha256} | {
+        told: site.lines[number].sha256 for told, number in (("active", 0), ("site-1", 0), ("site-2", 1))
+    }
+    assert {told: pipeline.gate_passed for told, pipeline in looks.items()} == {
+        None: True, "active": True, "site-1": True, "site-2": False,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no model package 'site-3'"):
+        start.make_pipeline(settings, model="site-3")
+
+
 def test_packages_are_found_by_folder_name_hash_and_as_the_one_in_force(site: Site, tmp_path: Path) -> None:
     settings = workbench.settings(site.folder)
     one, two = (site.library.root / line.sha256 / "package" for line in site.lines)
