@@ -159,6 +159,17 @@ class ModelPackage:
         return (self.path / MODEL_CARD).read_text(encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Scanner:
+    """What a CT was made on."""
+
+    name: str = ""  # by `scanner_name`
+    digital: bool = False  # no machine, whatever it is called: the CT is a digital patient's
+
+
+NOT_TOLD = Scanner()
+
+
 def scanner_name(maker: str | None, model: str | None) -> str:
     """A scanner as packages and cohorts name it, "canon Aquilion ONE"; "" where its model is not told."""
     words = (model or "").split()

@@ -25,6 +25,9 @@ Values = npt.NDArray[np.float64]
 LEVELS = ("L1", "L2", "L3", "L4")
 SURROUNDINGS = ("fat_over_spine_cm",)  # `models.soft_tissue`; readouts from before it have no weight for it
 COLUMNS = (*TARGETS, *NAMES, *SURROUNDINGS, *LEVELS)  # the network's answers, the measures, which vertebra it is
+# SD of what scanners make of one density, a share: eight scanners differed by 9.2 % (Skornitzke 2022, see
+# models/phantom/SOURCES.md). Of TBS nothing is printed: there a site's own scanners alone tell.
+PRINTED_BETWEEN = {"bmd_g_cm2": 0.092, "tbs": 0.0}
 FURTHEST = 4.0  # standard deviations from the mean of those it was fitted on: nothing is extrapolated beyond
 
 

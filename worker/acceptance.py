@@ -119,7 +119,7 @@ def _outcome(pipeline: Pipeline, seed: int, pictures: Path) -> PatientOutcome:
     grid = (volume.hu, volume.affine, true_labels)
     cut = [sagittal_slabs(*grid, LABEL_IDS[name], n=SLABS) for name in LEVELS]
     fat = [fat_over_spine_cm(volume.hu, volume.affine, one.frame.centre_lps) for one in cut]
-    by_true_mask = dict(zip(LEVELS, pipeline.predictor.predict(cut, LEVELS, fat), strict=True))
+    by_true_mask = dict(zip(LEVELS, pipeline.predictor.predict(cut, LEVELS, fat, volume.scanner), strict=True))
     return PatientOutcome(
         seed=seed,
         levels_right=levels_right(segmentation, true_labels, volume),

@@ -19,6 +19,7 @@ import numpy as np
 
 from models.attenuation import Attenuation, disc_attenuation
 from models.crop import SLABS, SagittalSlabs, Vertebra, VertebraError, sagittal_slabs
+from models.package import Scanner
 from models.soft_tissue import fat_over_spine_cm
 from service.dicom.reports.codes import LEVEL_NAMES
 from service.domain.policy import FindingsPolicy
@@ -206,13 +207,13 @@ class Pipeline:
             anatomy = anatomy_room.assess(volume, segmentation, self.limits, told, located)
         return Outlined(segmentation, anatomy, located)
 
-    def _predict(self, found: list[Found], scanner: str) -> dict[str, Prediction]:
+    def _predict(self, found: list[Found], scanner: Scanner) -> dict[str, Prediction]:
         if not found:
             return {}
         predictions = self.predictor.predict(*_seen(found), scanner)
         return {one.level: prediction for one, prediction in zip(found, predictions, strict=True)}
 
-    def _shadowed(self, found: list[Found], scanner: str, watch: Stopwatch) -> Shadowed | None:
+    def _shadowed(self, found: list[Found], scanner: Scanner, watch: Stopwatch) -> Shadowed | None:
         """What the candidate in shadow says; whatever befalls it, the study goes on without."""
         if self.shadow is None or not found:
             return None
@@ -226,7 +227,7 @@ class Pipeline:
         finite = {name: pair for name, pair in levels.items() if all(one is None or np.isfinite(one) for one in pair)}
         return Shadowed(self.shadow.sha256, finite)
 
-    def _patient(self, valid: list[Prediction], scanner: str) -> Prediction | None:
+    def _patient(self, valid: list[Prediction], scanner: Scanner) -> Prediction | None:
         """The mean over the valid levels: its interval is narrower than a single vertebra's."""
         return self.predictor.patient(valid, scanner) if valid else None
 

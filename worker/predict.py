@@ -10,8 +10,8 @@ import torch
 
 from models.crop import SagittalSlabs
 from models.inputs import InputConfig, network_input
-from models.package import Interval, ModelPackage
-from models.readout import Readout, widened
+from models.package import NOT_TOLD, Interval, ModelPackage, Scanner
+from models.readout import PRINTED_BETWEEN, Readout, widened
 from models.resnet50 import Floats, WantedPrecision, has_bf16, load_network, resolved_precision
 from service.domain.errors import OsteogateError
 from worker.compiled import fastest
@@ -86,36 +86,41 @@ class Predictor:
         """The scanners that it was fitted to at a site, where it tells scanners apart."""
         return () if self.readout is None else tuple(self.readout.scanners)
 
-    def knows(self, scanner: str) -> bool:
-        """False on a scanner that it was not fitted to, where it tells scanners apart: intervals are wider there."""
-        return self.readout is None or self.readout.knows(scanner)
+    def knows(self, scanner: Scanner) -> bool:
+        """Whether it is known how this scanner reads mineral; where it is not, intervals are wider.
+
+        A model that learned from digital patients alone has seen no machine. One that was fitted to a site's pairs
+        knows the scanners that these came from.
+        """
+        if self.synthetic_only and not scanner.digital:
+            return False
+        return self.readout is None or self.readout.knows(scanner.name)
 
     def predict(
         self,
         slabs: Sequence[SagittalSlabs] | Floats,
         levels: Sequence[str],
         fat_cm: Sequence[float] | None = None,
-        scanner: str = "",
+        scanner: Scanner = NOT_TOLD,
     ) -> list[Prediction]:
         """One Prediction per vertebra, from its slabs or from an array [vertebrae, slabs, size, size] HU.
 
         `levels` are the vertebrae's names; one of no known name is judged as the average of L1-L4. `fat_cm` lies over
-        the spine at each of them (`models.soft_tissue`). `scanner` is where they were scanned
-        (`models.package.scanner_name`).
+        the spine at each of them (`models.soft_tissue`). `scanner` is what they were scanned on.
         """
         if len(slabs) == 0:
             return []
         stacked = slabs if isinstance(slabs, np.ndarray) else np.stack([one.hu for one in slabs])
         values: npt.NDArray[np.floating] = self.answers(stacked)
         if self.readout is not None:
-            values = self.readout(values, list(stacked), levels, scanner, fat_cm)
+            values = self.readout(values, list(stacked), levels, scanner.name if self.knows(scanner) else "", fat_cm)
         return [self._with_interval(*map(float, one), levels=1, scanner=scanner) for one in values]
 
     def answers(self, slabs: Floats) -> Floats:
         """What the network alone says of [vertebrae, slabs, size, size] HU: [vertebrae, targets]."""
         return self._engine(network_input(slabs, self.input))
 
-    def patient(self, vertebrae: Sequence[Prediction], scanner: str = "") -> Prediction:
+    def patient(self, vertebrae: Sequence[Prediction], scanner: Scanner = NOT_TOLD) -> Prediction:
         """The mean over the patient's usable vertebrae, as in the paper, with that mean's own interval."""
         if not vertebrae:
             raise ValueError("a patient's value needs at least one vertebra")
@@ -124,18 +129,20 @@ class Predictor:
         tbs = float(np.mean(scores)) if scores else None
         return self._with_interval(bmd, tbs, levels=len(vertebrae), scanner=scanner)
 
-    def _with_interval(self, bmd: float, tbs: float | None = None, *, levels: int, scanner: str) -> Prediction:
+    def _with_interval(self, bmd: float, tbs: float | None = None, *, levels: int, scanner: Scanner) -> Prediction:
         half = self.package.manifest.interval(levels)
-        if self.readout is not None and not self.knows(scanner):
-            half = self._unsure(half, bmd, tbs, scanner)
+        if not self.knows(scanner):
+            half = self._unsure(half, bmd, tbs)
         score = None if tbs is None or half.tbs is None else (tbs - half.tbs, tbs + half.tbs)
         return Prediction(bmd, (bmd - half.bmd_g_cm2, bmd + half.bmd_g_cm2), tbs, score)
 
-    def _unsure(self, half: Interval, bmd: float, tbs: float | None, scanner: str) -> Interval:
-        """The half-widths where nobody knows how the scanner reads."""
-        assert self.readout is not None
-        told = np.array([[bmd] if tbs is None else [bmd, tbs]])
-        wide = [float(one) for one in widened(_halves(half), self.readout.spread(told, [scanner])[0])]
+    def _unsure(self, half: Interval, bmd: float, tbs: float | None) -> Interval:
+        """The half-widths where nobody knows how the scanner reads: what scanners differ by comes on top."""
+        between = None if self.readout is None else self.readout.between
+        if between is None:
+            between = np.array([PRINTED_BETWEEN[target] for target in self.package.manifest.targets])
+        told = np.array([bmd] if tbs is None else [bmd, tbs])
+        wide = [float(one) for one in widened(_halves(half), between * np.abs(told))]
         return Interval(half.levels, wide[0], wide[1] if len(wide) > 1 else None)
 
 

@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 from scipy import ndimage
 
-from models.package import scanner_name
+from models.package import NOT_TOLD, Scanner, scanner_name
 from service.dicom.headers import HeaderError, read_facts
 from service.dicom.part10 import BoundedFile
 from service.domain.eligibility import ENHANCED_CT, vendor_of
@@ -88,7 +88,7 @@ class Volume:
     slice_uids: tuple[str, ...] = ()
     source: SourceGrid | None = None
     frame_of_reference_uid: str | None = None  # of a DICOM series: what a supplied SEG must share
-    scanner: str = ""  # of a DICOM series, by `models.package.scanner_name`
+    scanner: Scanner = NOT_TOLD
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -151,13 +151,13 @@ def load_dicom(paths: Sequence[Path]) -> Volume:
     )
 
 
-def _scanner(first: Path | InstanceFacts) -> str:
-    """Who made the series, as a training run's cohort names it; "" where the header doesn't say."""
+def _scanner(first: Path | InstanceFacts) -> Scanner:
+    """What made the series, named as in a training run's cohort."""
     try:
         facts = read_facts(first) if isinstance(first, Path) else first
     except HeaderError:
-        return ""
-    return scanner_name(vendor_of(facts.manufacturer), facts.model_name)
+        return NOT_TOLD
+    return Scanner(scanner_name(vendor_of(facts.manufacturer), facts.model_name), facts.synthetic)
 
 
 def read_slice(path: Path) -> FloatArray:

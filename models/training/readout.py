@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from models.inputs import InputConfig
 from models.package import TARGETS, ModelPackage
-from models.readout import Readout, ScannerFactors, Values, columns, standardised, standards
+from models.readout import PRINTED_BETWEEN, Readout, ScannerFactors, Values, columns, standardised, standards
 from models.resnet50 import Floats, PackageNetwork, load_network
 from models.training.cohort import Cohort, Ints
 from models.training.configuration import TrainingConfig
@@ -31,9 +31,6 @@ PENALTIES = np.logspace(-2, 4, 13)
 FEWEST = 20  # vertebrae for either step
 PATIENT_FOLDS = 5  # in which an adjustment is tried out
 SCANNER_PATIENTS = 5  # fewer tell nothing about a scanner
-# SD of what scanners make of one density, a share: eight scanners differed by 9.2 % (Skornitzke 2022, see
-# models/phantom/SOURCES.md). Of TBS nothing is printed: there the site's own scanners alone tell.
-PRINTED_BETWEEN = {"bmd_g_cm2": 0.092, "tbs": 0.0}
 
 
 @dataclass(frozen=True)

@@ -349,7 +349,7 @@ def _judge(
     if values.bmd_g_cm2 is not None and not measurements.model_measures_tbs:
         notes.append(_NO_TBS)
     if values.bmd_g_cm2 is not None and not measurements.model_knows_scanner:
-        notes.append(_UNPAIRED)
+        notes.append(_unpaired(measurements, patient))
     finding = replace(finding, reasons=(*finding.reasons, *notes))
     return finding if patient.tags_checked else _without_no_flag(finding)
 
@@ -377,12 +377,18 @@ def _beside(measurements: Measurements) -> Reason:
     return Reason(Code.NETWORK_INVESTIGATIONAL, f"The network's {what} investigational: {why}.")
 
 
+def _unpaired(measurements: Measurements, patient: PatientFacts) -> Reason:
+    """Why the intervals are wider than the model's own."""
+    never_saw_a_scanner = measurements.model_synthetic_only and not patient.synthetic
+    learned = "from digital patients alone" if never_saw_a_scanner else "on other scanners of this site"
+    return Reason(
+        Code.SCANNER_NOT_PAIRED,
+        f"The model learned {learned}. How this scanner reads is not known, so the intervals are wider.",
+    )
+
+
 _DIGITAL = Reason(Code.DIGITAL_PATIENT, "A digital patient, compared with a simulated cohort of 20 to 44 years.")
 _NO_TBS = Reason(Code.TBS_NOT_MEASURED, "TBS not measured by this model.")
-_UNPAIRED = Reason(
-    Code.SCANNER_NOT_PAIRED,
-    "The model was fitted to other scanners of this site. How this one reads is not known, so the intervals are wider.",
-)
 
 
 def _without_no_flag(finding: _Finding) -> _Finding:

@@ -169,7 +169,7 @@ class Measurements:
     model_synthetic_only: bool = True  # the model was validated on digital patients only
     model_gate_passed: bool = False  # a person promoted it here after it passed this site's gate on people
     model_measures_tbs: bool = True  # False: it was trained on BMD alone
-    model_knows_scanner: bool = True  # False: it tells scanners apart, and was not fitted to this CT's
+    model_knows_scanner: bool = True  # False: it was fitted to other scanners, or to digital patients alone
     patient_bmd_interval: Interval | None = None
     patient_tbs_interval: Interval | None = None
     refusals: tuple[Reason, ...] = ()  # CT-wide reasons found in the pixels

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.evaluation import evaluate
-from models.package import ModelPackage, PackageError, scanner_name
+from models.package import ModelPackage, PackageError, Scanner, scanner_name
 from models.readout import COLUMNS, Readout, ScannerFactors, widened
 from models.training import Cohort, TrainingConfig, estimate_cohort, refit_for_site, train_package
 from models.training.readout import adjust_readout, scanner_factors, with_scanners
@@ -212,7 +212,7 @@ def test_networks_that_are_trained_at_a_site_know_its_scanners_too(site: Path, t
     made = train_package(site, tmp_path / "trained", config)
     told = {name: one["patients"] for name, one in made.manifest.training["scanners"].items()}
     assert told == {"canon One": 6, "canon Two": 6, "canon Three": 6}  # of those whom the network did not learn from
-    assert Predictor(made.path, "cpu").knows("canon Two")
+    assert Predictor(made.path, "cpu").knows(Scanner("canon Two", digital=True))
 
 
 def test_prediction_knows_where_it_is(refitted: ModelPackage, package: ModelPackage, site: Path) -> None:
@@ -221,19 +221,21 @@ def test_prediction_knows_where_it_is(refitted: ModelPackage, package: ModelPack
     predictor = Predictor(refitted.path, "cpu")
     assert predictor.scanners == ("canon One", "canon Three", "canon Two")
     factor = Readout.of(refitted).scanners["canon One"].factors[0]  # type: ignore[union-attr]
-    here, there = (
-        predictor.predict(slabs, ("L1", "L2", "L3", "L4"), scanner=name) for name in ("canon One", "ge Elsewhere")
+    one, other, real = Scanner("canon One", digital=True), Scanner("ge Elsewhere", digital=True), Scanner("canon One")
+    here, there, people = (
+        predictor.predict(slabs, ("L1", "L2", "L3", "L4"), scanner=scanner) for scanner in (one, other, real)
     )
-    assert [one.bmd_g_cm2 for one in here] == pytest.approx([factor * one.bmd_g_cm2 for one in there])
-    known, elsewhere = (predictor.patient(some, name) for some, name in ((here, "canon One"), (there, "ge Elsewhere")))
-    widths = [(one.bmd_interval[1] - one.bmd_interval[0]) / 2 for one in (known, elsewhere)]
+    assert people == there  # no digital patient's scanner is a machine, whatever it is called
+    assert [v.bmd_g_cm2 for v in here] == pytest.approx([factor * v.bmd_g_cm2 for v in there])
+    known, elsewhere = predictor.patient(here, one), predictor.patient(there, other)
+    widths = [(v.bmd_interval[1] - v.bmd_interval[0]) / 2 for v in (known, elsewhere)]
     half = refitted.manifest.interval(4).bmd_g_cm2
     between = Readout.of(refitted).between[0]  # type: ignore[union-attr,index]
     assert widths == pytest.approx([half, widened(half, between * elsewhere.bmd_g_cm2)])
     assert widths[1] > 1.2 * widths[0]
-    assert (predictor.knows("canon One"), predictor.knows("ge Elsewhere")) == (True, False)
+    assert [predictor.knows(scanner) for scanner in (one, other, real)] == [True, False, False]
     usual = Predictor(package.path, "cpu")
-    assert (usual.scanners, usual.knows("ge Elsewhere")) == ((), True)
+    assert (usual.scanners, usual.knows(other), usual.knows(real)) == ((), True, False)
 
 
 def test_an_evaluation_takes_each_scanner_s_own_intervals(refitted: ModelPackage, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_scanner_has_one_name_in_training_and_in_prediction(digital_study: Pat
         "vendor": vendor_of(facts.manufacturer) or "unknown",
         "scanner": facts.model_name,
     }  # as a run freezes it
-    assert scanner_name(manifest["vendor"], manifest["scanner"]) == volume.scanner == "siemens SOMATOM Force"
+    assert scanner_name(manifest["vendor"], manifest["scanner"]) == volume.scanner.name == "siemens SOMATOM Force"
 
 
 def pair(number: int, **changes: Any) -> dict[str, Any]:

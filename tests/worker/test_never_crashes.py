@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from models.crop import SagittalSlabs
+from models.package import Scanner
 from service.domain.eligibility import Verdict
 from service.domain.policy import DEFAULT_POLICY
 from service.domain.reasons import Code
@@ -46,14 +47,14 @@ class SoundsHealthy:
     name, sha256, synthetic_only, measures_tbs, engine = "healthy", "0" * 64, True, True, "none"
 
     def predict(
-        self, slabs: Sequence[SagittalSlabs], levels: Sequence[str], fat_cm: Sequence[float], scanner: str
+        self, slabs: Sequence[SagittalSlabs], levels: Sequence[str], fat_cm: Sequence[float], scanner: Scanner
     ) -> list[Prediction]:
         return [self.patient([], scanner) for _ in slabs]
 
-    def knows(self, scanner: str) -> bool:
+    def knows(self, scanner: Scanner) -> bool:
         return True
 
-    def patient(self, levels: Sequence[Prediction], scanner: str) -> Prediction:
+    def patient(self, levels: Sequence[Prediction], scanner: Scanner) -> Prediction:
         return Prediction(1.4, (1.35, 1.45), 1.5, (1.45, 1.55))
 
 

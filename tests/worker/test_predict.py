@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from models.inputs import network_input
-from models.package import ModelPackage, PackageError, write_package
+from models.package import ModelPackage, PackageError, Scanner, write_package
 from models.phantom.anatomy import LEVELS
 from models.phantom.cohort import draw_member, patient_slabs
-from models.readout import Readout
+from models.readout import PRINTED_BETWEEN, Readout, widened
 from models.resnet50 import BonePredictor, NetworkConfig, infer, load_network
 from worker import predict, start
 from worker.predict import DeviceError, Prediction, Predictor, find_device, has_bf16
 
 PACKAGES = Path(__file__).resolve().parents[2] / "models" / "packages"
 REFERENCE = PACKAGES / start.REFERENCE
+DIGITAL = Scanner(digital=True)
 BMD = (0.65, 0.95, 1.25)  # low, middle, high, g/cm2
 
 
@@ -61,15 +62,32 @@ def test_random_weights_do_not(predictor: Predictor, patients: list[tuple[float,
 def test_every_vertebra_has_values_and_intervals(
     predictor: Predictor, patients: list[tuple[float, np.ndarray]]
 ) -> None:
-    predictions = predictor.predict(patients[2][1], LEVELS)
+    predictions = predictor.predict(patients[2][1], LEVELS, scanner=DIGITAL)
     assert len(predictions) == len(LEVELS)
     for one in predictions:
         assert one.bmd_interval[0] < one.bmd_g_cm2 < one.bmd_interval[1]
         assert one.tbs_interval[0] < one.tbs < one.tbs_interval[1]
         assert 0.6 < one.tbs < 1.8
-    whole = predictor.patient(predictions)
+    whole = predictor.patient(predictions, DIGITAL)
     assert whole.bmd_g_cm2 == pytest.approx(np.mean([one.bmd_g_cm2 for one in predictions]))
     assert width(whole) <= width(predictions[0])  # a mean is surer than one vertebra
+
+
+def test_a_model_of_digital_patients_is_less_sure_of_people(
+    predictor: Predictor, patients: list[tuple[float, np.ndarray]]
+) -> None:
+    """No machine's mineral was ever seen by it: what machines differ by comes on top of its own errors."""
+    digital, real = (
+        predictor.predict(patients[1][1], LEVELS, scanner=scanner) for scanner in (DIGITAL, Scanner("canon Aquilion"))
+    )
+    assert [one.bmd_g_cm2 for one in real] == [one.bmd_g_cm2 for one in digital]
+    assert [one.tbs_interval for one in real] == [one.tbs_interval for one in digital]  # of TBS nothing is printed
+    pairs = [(real[0], 1), (predictor.patient(real, Scanner()), 4)]
+    for one, levels in pairs:
+        half = predictor.package.manifest.interval(levels).bmd_g_cm2
+        assert width(one) / 2 == pytest.approx(widened(half, PRINTED_BETWEEN["bmd_g_cm2"] * one.bmd_g_cm2))
+        assert width(one) / 2 > 1.3 * half
+    assert (predictor.knows(DIGITAL), predictor.knows(Scanner("canon Aquilion"))) == (True, False)
 
 
 def width(prediction: Prediction) -> float:

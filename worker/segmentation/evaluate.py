@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.package import Scanner
 from models.phantom.patient import draw
 from models.phantom.render import native_grid, render
 from models.phantom.scanner import scan, scanner_rng
@@ -108,7 +109,7 @@ def digital_patient(seed: int, **settings: str | float) -> tuple[Volume, LabelAr
     patient = draw(seed, **settings)
     rendered = render(patient, native_grid(patient))
     hu = scan(rendered, patient, scanner_rng(patient)).astype(np.float32)
-    return Volume(hu, rendered.affine), rendered.labels
+    return Volume(hu, rendered.affine, scanner=Scanner(digital=True)), rendered.labels
 
 
 def evaluate_phantoms(segmenter: Segmenter, seeds: Sequence[int], **settings: str | float) -> list[Score]:

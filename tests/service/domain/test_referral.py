@@ -213,6 +213,17 @@ def test_a_scanner_that_the_model_was_not_fitted_to_is_told() -> None:
         assert Code.SCANNER_NOT_PAIRED not in codes(same)
 
 
+def test_why_the_scanner_is_not_known_is_told() -> None:
+    told = {}
+    for patient, digital_model in ((REAL, True), (REAL, False), (DIGITAL, True)):
+        found = measured(percent=60.0, model_knows_scanner=False, model_synthetic_only=digital_model)
+        reasons = {reason.code: reason.text for reason in judge(found, patient).decision.reasons}
+        told[patient.synthetic, digital_model] = reasons[Code.SCANNER_NOT_PAIRED]
+    assert "from digital patients alone" in told[False, True]
+    assert "on other scanners of this site" in told[False, False]
+    assert "on other scanners of this site" in told[True, True]
+
+
 def test_the_network_drives_no_real_patient_on_a_scanner_that_its_gate_never_saw() -> None:
     policy = site_policy("network_gate_passed = true", SITE_WOMEN)
     found = measured(percent=60.0, model_synthetic_only=False, model_gate_passed=True)
