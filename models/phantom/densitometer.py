@@ -14,7 +14,9 @@ class Densitometer:
     line_sd_mm: float = 1.0  # how differently an operator draws a line between two vertebrae
     blur_mm: float = 0.35  # Gaussian sigma of the detector's aperture
     noise_g_cm2: float = 0.004  # of one pixel, at 20 cm of tissue
-    fat_as_bone: float = -0.048  # g/cm2 for a centimetre of fat over the spine that is not beside it
+    # g/cm2 for a centimetre of fat over the spine that is not beside it; between what tabulated attenuation makes of
+    # adipose tissue (-0.040) and of lipid (-0.052): tests/models/phantom/test_fat_as_bone.py
+    fat_as_bone: float = -0.048
     fat_usual_cm: float = 0.52  # that difference in the patients whom the manufacturer calibrated with
     bowel_sd_cm: float = 0.30  # how much that difference changes from scan to scan with what the bowel holds
     edge_share: float = 0.40  # of the level's median density: where bone begins
