@@ -15,7 +15,7 @@ class Densitometer:
     blur_mm: float = 0.35  # Gaussian sigma of the detector's aperture
     noise_g_cm2: float = 0.004  # of one pixel, at 20 cm of tissue
     # g/cm2 for a centimetre of fat over the spine that is not beside it; between what tabulated attenuation makes of
-    # adipose tissue (-0.040) and of lipid (-0.052): tests/models/phantom/test_fat_as_bone.py
+    # adipose tissue (-0.040) and of lipid (-0.052): tests/models/phantom/test_tabulated_attenuation.py
     fat_as_bone: float = -0.048
     fat_usual_cm: float = 0.52  # that difference in the patients whom the manufacturer calibrated with
     bowel_sd_cm: float = 0.30  # how much that difference changes from scan to scan with what the bowel holds
