@@ -43,7 +43,7 @@ RunId = Annotated[int, Path(ge=1, le=MAX_ID)]
 class TrainingRequest(BaseModel):
     """A training run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
     reason: str = Field(min_length=1, max_length=1000, description="why; stands in the audit")
     configuration: str | None = Field(

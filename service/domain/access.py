@@ -59,6 +59,7 @@ class Principal:
     name: str
     roles: frozenset[Role]
     is_user: bool = False  # a person who logged in, with a password to change and a session to end
+    is_key: bool = False  # a program
 
     def may(self, right: Right | str) -> bool:
         """True when one of the roles grants the right."""

@@ -208,6 +208,12 @@ def software() -> str:
         return "osteogate"
 
 
+def is_refresh(request: Request) -> bool:
+    """Whether a page that a person has open asks by itself; a program has none open, whatever its headers say."""
+    found = principal(request)
+    return "hx-request" in request.headers and not (found is not None and found.is_key)
+
+
 def principal(request: Request) -> Principal | None:
     """Who asks; None on the few pages that open to everybody."""
     found = request.scope.get(PRINCIPAL_KEY)

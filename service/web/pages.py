@@ -20,7 +20,7 @@ from service.domain.states import DeliveryState, ReferralState, ReportState, Stu
 from service.web import words
 from service.web.bands import axes
 from service.web.csrf import Forms
-from service.web.desk import MAX_ID, NO_STUDY, Desk, Needs, inside, principal
+from service.web.desk import MAX_ID, NO_STUDY, Desk, Needs, inside, is_refresh, principal
 from service.workflow import reading
 from service.workflow.reading import Filter, Order, ReportLine, Stage, StudyDetail
 from service.workflow.referral import Action, allowed
@@ -120,7 +120,7 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
             text=q.strip() or None,
         )
         order, descending = sorting(sort)
-        refresh = "hx-request" in request.headers
+        refresh = is_refresh(request)
         with desk.store.reading() as session:
             found = reading.worklist(session, wanted, order=order, descending=descending, number=page, size=PAGE_SIZE)
             counts = reading.worklist_counts(session, wanted)
@@ -140,7 +140,7 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
     @router.get("/studies/{study_uid}", dependencies=[READ])
     def study(request: Request, study_uid: str) -> Response:
         """One study: the decision and why, values, pictures, provenance, every series."""
-        if "hx-request" in request.headers:  # a refresh while work goes on
+        if is_refresh(request):  # a refresh while work goes on
             with desk.store.reading() as session:
                 detail = reading.study(session, study_uid)
         else:
@@ -244,7 +244,7 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
         page: Annotated[int, Query(ge=1, le=100_000)] = 1,
     ) -> Response:
         """Every study and series with its verdict, and everything that was turned away."""
-        refresh = "hx-request" in request.headers
+        refresh = is_refresh(request)
         text = q.strip() or None
         with desk.store.reading() as session:
             context = {

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import StringConstraints
 
 from service.domain.access import Right
 from service.domain.reasons import Reason
 from service.domain.training import AS_IN_FORCE, BMD_ALONE, FOLDS, MAX_SEED, TARGETS, People, Start, Wanted
 from service.web import words
 from service.web.curves import charts
-from service.web.desk import NO_RUN, Desk, Needs
+from service.web.desk import NO_RUN, Desk, Needs, is_refresh
 from service.web.pages import Pages, RowId
 from service.workflow import model, models, training
 
@@ -53,7 +54,7 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
     @router.post("/training", dependencies=[TRAIN])
     def ask(
         request: Request,
-        reason: Annotated[str, Form(min_length=1, max_length=1000)],
+        reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000), Form()],
         configuration: Word = "osteogate",
         start: Annotated[Start, Form()] = Start.SCRATCH,
         people: Annotated[People, Form()] = People.PATIENTS,
@@ -84,7 +85,7 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
     @router.get("/training/{run_id}", dependencies=[TRAIN])
     def one(request: Request, run_id: RowId) -> Response:
         """One run; a request of htmx gets the part that moves alone, and is a refresh, not a new view."""
-        refresh = "hx-request" in request.headers
+        refresh = is_refresh(request)
         with desk.store.reading() as session:
             run = training.run(session, run_id)
             curve = training.curve(session, run_id)

@@ -271,7 +271,7 @@ def by_key(session: Session, key: str, now: datetime) -> tuple[Principal, bool] 
     if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
         return None
     stale = row.used_at is None or now - row.used_at >= _TOUCH
-    return Principal(f"key:{row.label}", frozenset(_roles(row.roles))), stale
+    return Principal(f"key:{row.label}", frozenset(_roles(row.roles)), is_key=True), stale
 
 
 def used(session: Session, key: str, now: datetime) -> None:

@@ -21,6 +21,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from highdicom.sr import srread
 
+from service import web
 from service.api.app import create_app
 from service.domain.policy import DEFAULT_POLICY
 from tests.conftest import absent
@@ -187,6 +188,28 @@ def served(site: Site) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.mark.peer("chromium")
+def test_a_choice_counts_at_once_in_a_filter_alone(tmp_path: Path) -> None:
+    """An arrow key in a form that changes something must not send it: its button does."""
+    browser = shutil.which("chromium") or absent("chromium")
+    script = (Path(web.__file__).parent / "static" / "osteogate.js").as_uri()
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"""<form id="filter" method="get"><select></select></form>
+        <form id="change" method="post"><select></select></form>
+        <script src="{script}"></script><script>
+        document.addEventListener("submit", (e) => {{
+          e.preventDefault();
+          document.body.append("sent:" + e.target.id + ";");
+        }});
+        document.querySelectorAll("select").forEach((one) => one.dispatchEvent(new Event("change", {{bubbles: true}})));
+        </script>"""
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run([browser, *options, page.as_uri()], capture_output=True, timeout=300, check=True)
+    assert re.findall(r"sent:(\w+);", done.stdout.decode()) == ["filter"]
 
 
 @pytest.mark.peer("chromium")

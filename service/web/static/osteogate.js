@@ -12,10 +12,10 @@ document.addEventListener("submit", (event) => {
   if (form.method !== "post") return;
   setTimeout(() => form.querySelectorAll("button").forEach((button) => { button.disabled = true; }), 0);
 });
-// A choice in a filter counts at once.
+// A choice in a filter counts at once; one that would change something waits for its button.
 document.addEventListener("change", (event) => {
   const choice = event.target;
-  if (choice instanceof HTMLSelectElement && choice.form && !("wait" in choice.dataset)) choice.form.requestSubmit();
+  if (choice instanceof HTMLSelectElement && choice.form?.method === "get") choice.form.requestSubmit();
 });
 // A UID that is copied says so for a moment; where the clipboard is closed to pages, it is selected instead.
 document.addEventListener("click", async (event) => {

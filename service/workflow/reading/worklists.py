@@ -75,7 +75,7 @@ class WorklistEntry:
     driver: str | None
     values: Values
     digital_model: bool  # the network behind the values was validated on digital patients only
-    updating: bool  # a decision stands, and newer slices are on their way to replace it
+    updating: bool  # a decision stands, and the study is being measured again
     attempts: int
     referral: Standing | None
 

@@ -137,7 +137,7 @@ def test_a_refusal_is_a_problem_with_reasons(
 
 
 def test_what_is_no_request_is_refused_before_the_rules(site: Installation) -> None:
-    for changes in ({"reason": ""}, {"seed": -1}, {"start": "champion"}, {"unknown": 1}):
+    for changes in ({"reason": ""}, {"reason": "  "}, {"seed": -1}, {"start": "champion"}, {"unknown": 1}):
         assert ask(site, **changes).status_code == 422
     assert site.client.post(API, content="reason=x", headers={"content-type": "text/plain"}).status_code in (415, 422)
     for path in (f"{API}/7", f"{API}/7/manifest", f"{API}/7/events"):

@@ -188,6 +188,18 @@ def test_a_form_without_its_token_is_refused(site: Site) -> None:
     assert site.client.post(f"{API}{path}", json={"action": "review"}).status_code == 200
 
 
+def test_a_program_s_view_stands_in_the_audit_whatever_its_headers_say(site: Site) -> None:
+    def views() -> int:
+        with site.store.reading() as session:
+            return len([row for row in session.scalars(select(AuditRow)) if row.action == "worklist.view"])
+
+    key = site.key(Role.VIEWER)
+    before = views()
+    for extra in ({}, {"HX-Request": "true"}):
+        assert site.client.get("/", headers=key | extra).status_code == 200
+    assert views() == before + 2
+
+
 def test_the_page_that_asks_by_itself_keeps_nobody_logged_in(site: Site) -> None:
     site.log_in("viewer")
     for _ in range(4):

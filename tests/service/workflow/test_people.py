@@ -155,14 +155,14 @@ def test_a_key_opens_until_it_expires_or_is_revoked(store: Store) -> None:
     with store.reading() as session:
         assert key not in session.scalars(select(KeyRow.key_sha256)).all()
         found = people.by_key(session, key, workbench.START)
-        assert found == (Principal("key:ris", VIEWER), True)
+        assert found == (Principal("key:ris", VIEWER, is_key=True), True)
         assert people.by_key(session, key + "x", workbench.START) is None
         assert people.by_key(session, key, workbench.START + timedelta(days=1)) is None
     with store.transaction() as session:
         people.used(session, other, workbench.START)
     with store.reading() as session:
         assert people.by_key(session, other, workbench.START + timedelta(seconds=59)) == (
-            Principal("key:lab", frozenset({Role.ML_ADMIN})),
+            Principal("key:lab", frozenset({Role.ML_ADMIN}), is_key=True),
             False,
         )
     with store.transaction() as session:
