@@ -248,21 +248,24 @@ def _patient_values(
     values = PatientValues(
         synthetic=patient.synthetic,
         bmd_g_cm2=mean_bmd,
-        bmd_interval=None if mean_bmd is None else _interval(measurements.patient_bmd_interval, with_bmd),
+        bmd_interval=None if mean_bmd is None else _interval(measurements.patient_bmd_interval, with_bmd, valid),
         tbs=mean_tbs,
-        tbs_interval=None if mean_tbs is None else _interval(measurements.patient_tbs_interval, with_tbs),
+        tbs_interval=None if mean_tbs is None else _interval(measurements.patient_tbs_interval, with_tbs, valid),
         hu_mean=hu.mean(valid, minimum),
         levels_used=tuple(level.level for level in valid if leading.of(level) is not None),
     )
     return values, tuple(reason for quantity in (bmd, tbs, hu) for reason in quantity.implausible(valid))
 
 
-def _interval(patient: Interval | None, levels: Sequence[Interval | None]) -> Interval | None:
+def _interval(
+    patient: Interval | None, levels: Sequence[Interval | None], valid: Sequence[object] = ()
+) -> Interval | None:
     """The patient's own interval where the model gives one, else the mean of its levels' bounds.
 
+    The model's is that of the mean over all valid levels; where one of them was left out, it is another mean's.
     The mean of bounds takes the levels' errors for one: wider than the interval of a mean, the safe side.
     """
-    if patient is not None:
+    if patient is not None and len(levels) == len(valid):
         return patient
     given = [interval for interval in levels if interval is not None]
     if not given or len(given) < len(levels):

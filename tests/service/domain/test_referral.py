@@ -213,6 +213,17 @@ def test_a_scanner_that_the_model_was_not_fitted_to_is_told() -> None:
         assert Code.SCANNER_NOT_PAIRED not in codes(same)
 
 
+def test_the_interval_is_that_of_the_mean_that_is_told() -> None:
+    """The model's own holds for all levels; where one is beyond belief it is another mean's, and hides what is low."""
+    found = replace(measured(percent=82.0), patient_bmd_interval=(1.338, 1.438))
+    assert judge(found, DIGITAL).patient.bmd_interval == (1.338, 1.438)
+    outcome = judge(with_level(found, "L1", bmd_g_cm2=2.6), DIGITAL)
+    mean, interval = outcome.patient.bmd_g_cm2, outcome.patient.bmd_interval
+    assert "L1" not in outcome.patient.levels_used
+    assert mean is not None
+    assert interval is None or interval[0] < mean < interval[1]
+
+
 def test_why_the_scanner_is_not_known_is_told() -> None:
     told = {}
     for patient, digital_model in ((REAL, True), (REAL, False), (DIGITAL, True)):
