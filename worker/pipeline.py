@@ -322,4 +322,6 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _rounded_pair(pair: tuple[float, float] | None, digits: int) -> tuple[float, float] | None:
-    return None if pair is None else (round(float(pair[0]), digits), round(float(pair[1]), digits))
+    if pair is None or not np.isfinite(pair).all():
+        return None
+    return round(float(pair[0]), digits), round(float(pair[1]), digits)

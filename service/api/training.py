@@ -67,7 +67,7 @@ class TrainingRequest(BaseModel):
     def wanted(self) -> Wanted:
         """As the rules take it."""
         return Wanted(
-            reason=self.reason.strip(),
+            reason=self.reason,
             configuration=self.configuration or DEFAULT_CONFIGURATION[self.start],
             targets=self.targets,
             settings=self.settings,

@@ -245,27 +245,27 @@ def _patient_values(
     leading = hu if mean_bmd is None else bmd
     with_bmd = [level.bmd_interval for level in valid if bmd.of(level) is not None]
     with_tbs = [level.tbs_interval for level in valid if tbs.of(level) is not None]
+    # the model's own intervals are those of means over all valid levels: of another mean where one was left out
+    own_bmd = measurements.patient_bmd_interval if len(with_bmd) == len(valid) else None
+    own_tbs = measurements.patient_tbs_interval if len(with_tbs) == len(valid) else None
     values = PatientValues(
         synthetic=patient.synthetic,
         bmd_g_cm2=mean_bmd,
-        bmd_interval=None if mean_bmd is None else _interval(measurements.patient_bmd_interval, with_bmd, valid),
+        bmd_interval=None if mean_bmd is None else _interval(own_bmd, with_bmd),
         tbs=mean_tbs,
-        tbs_interval=None if mean_tbs is None else _interval(measurements.patient_tbs_interval, with_tbs, valid),
+        tbs_interval=None if mean_tbs is None else _interval(own_tbs, with_tbs),
         hu_mean=hu.mean(valid, minimum),
         levels_used=tuple(level.level for level in valid if leading.of(level) is not None),
     )
     return values, tuple(reason for quantity in (bmd, tbs, hu) for reason in quantity.implausible(valid))
 
 
-def _interval(
-    patient: Interval | None, levels: Sequence[Interval | None], valid: Sequence[object] = ()
-) -> Interval | None:
+def _interval(patient: Interval | None, levels: Sequence[Interval | None]) -> Interval | None:
     """The patient's own interval where the model gives one, else the mean of its levels' bounds.
 
-    The model's is that of the mean over all valid levels; where one of them was left out, it is another mean's.
     The mean of bounds takes the levels' errors for one: wider than the interval of a mean, the safe side.
     """
-    if patient is not None and len(levels) == len(valid):
+    if patient is not None:
         return patient
     given = [interval for interval in levels if interval is not None]
     if not given or len(given) < len(levels):

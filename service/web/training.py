@@ -68,7 +68,7 @@ def training_page_router(desk: Desk, pages: Pages) -> APIRouter:
         pages.forms.check(request, csrf)
         settings = {"epochs": _number(epochs)} if epochs.strip() else {}
         wanted = Wanted(
-            reason=reason.strip(),
+            reason=reason,
             configuration=AS_IN_FORCE if start is Start.REFIT else configuration,
             settings=settings,
             start=start,

@@ -104,9 +104,8 @@ def test_a_supplied_segmentation_takes_the_networks_place(
 def test_a_predictor_that_tells_scanners_apart_hears_which_one_it_was(
     pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path
 ) -> None:
-    assert volume.scanner == Scanner(
-        "siemens SOMATOM Force", digital=True
-    )  # as a training run's manifest would name it
+    # as a training run's manifest would name it
+    assert volume.scanner == Scanner("siemens SOMATOM Force", digital=True)
     before = measure(pipeline, volume, tmp_path / "before", seg)
     for name, gain in (("siemens SOMATOM Force", 1.1), ("canon Aquilion ONE", 1.0)):
         measured = measure(replace(pipeline, predictor=fitted_to(pipeline, name)), volume, tmp_path / name, seg)

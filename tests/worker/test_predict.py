@@ -82,7 +82,7 @@ def test_a_model_of_digital_patients_is_less_sure_of_people(
     )
     assert [one.bmd_g_cm2 for one in real] == [one.bmd_g_cm2 for one in digital]
     assert [one.tbs_interval for one in real] == [one.tbs_interval for one in digital]  # of TBS nothing is printed
-    pairs = [(real[0], 1), (predictor.patient(real, Scanner()), 4)]
+    pairs = [(real[0], 1), (predictor.patient(real), 4)]
     for one, levels in pairs:
         half = predictor.package.manifest.interval(levels).bmd_g_cm2
         assert width(one) / 2 == pytest.approx(widened(half, PRINTED_BETWEEN["bmd_g_cm2"] * one.bmd_g_cm2))

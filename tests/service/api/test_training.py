@@ -202,6 +202,8 @@ def test_the_page_says_why_no_run_can_start(tmp_path: Path) -> None:
         assert "The run was not started" in refused.text
         assert "&lt;b&gt;try&lt;/b&gt;" in refused.text
         assert site.client.post("/training", data={**form, "csrf": "no"}).status_code == 403
+        blank = site.client.post("/training", data={**form, "reason": "  "})
+        assert (blank.status_code, "The run was not started" in blank.text) == (422, False)
 
 
 def test_a_refit_by_the_page_takes_no_configuration_whatever_the_form_says(site: Installation) -> None:

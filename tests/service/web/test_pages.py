@@ -242,7 +242,15 @@ def test_doubtful_levels_are_renumbered_by_their_form(fresh: Installation) -> No
     assert (answer.status_code, answer.headers["location"]) == (303, path)
     assert audited(fresh) == ("renumber", seed.REFER)
     assert "/renumber" not in page(fresh, path)  # it waits for the worker
+    assert "being measured again" in page(fresh, "/")
+    assert re.search(r'<span class="unit">levels</span> <bdi>.*L1 → L2, L2 → L3', page(fresh, "/audit"))
     assert press(fresh, f"{path}/renumber", names="1", reason="again").status_code == 409
+
+
+def test_levels_that_are_right_as_they_are_are_told_so_in_the_audit(fresh: Installation) -> None:
+    uncertain(fresh, None)
+    press(fresh, f"/studies/{seed.REFER}/renumber", names="0", reason="counted on the scout")
+    assert '<span class="unit">levels</span> <bdi>as they were</bdi>' in page(fresh, "/audit")
 
 
 def test_what_the_result_does_not_offer_cannot_be_chosen(fresh: Installation) -> None:
