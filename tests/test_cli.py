@@ -206,7 +206,9 @@ def test_models_from_the_command_line(
     assert main(judge) == 0
     assert [name for name, _ in asked[-2:]] == ["site-1", REFERENCE]
     assert asked[-1][1]["folds"] == (9,)
-    assert set(asked[-1][1]["young_adult_bmd"]) == {"F", "M"}  # type: ignore[call-overload]  # digital patients
+    judged_by = asked[-1][1]["definitions"]["osteopenia"]  # type: ignore[index]
+    assert judged_by.words == "YOSHIDA_2023: < 80 % YAM"
+    assert set(judged_by.cut_g_cm2) == {"F", "M"}  # digital patients
     assert main(promote) == 0
     assert main(["models", "list"]) == 0
     assert capsys.readouterr().out.splitlines()[-2].endswith("in force")

@@ -127,8 +127,9 @@ def _facts(
     }
     if digital and "tbs" in manifest["targets"]:
         facts["tbs_kind"] = "simulated"
-    if manifest["young_adult_bmd"]:
-        facts["young_adult_bmd"] = manifest["young_adult_bmd"]
+    for name in ("definitions", "young_adult_bmd"):  # the latter in the manifests of earlier releases
+        if manifest.get(name):
+            facts[name] = manifest[name]
     return facts
 
 

@@ -39,12 +39,13 @@ from models.evaluation.statistics import (
 )
 from models.evaluation.subgroups import by_group, coverage, detection_tests
 from models.evaluation.table import Array, Names, Table, told
-from models.evaluation.tasks import Task, make_tasks, percent_yam
+from models.evaluation.tasks import Definition, Task, make_tasks, yoshida
 from models.package import Manifest, ModelPackage
 from models.readout import Readout
 from models.training import Cohort, estimate_cohort, train_package
 
 __all__ = [
+    "Definition",
     "Table",
     "agreement",
     "association",
@@ -56,6 +57,7 @@ __all__ = [
     "report",
     "train_package",
     "whose",
+    "yoshida",
 ]
 
 
@@ -65,13 +67,13 @@ def evaluate(
     out: Path,
     *,
     folds: tuple[int, ...] | None = None,
-    young_adult_bmd: Mapping[str, float] | None = None,
+    definitions: Mapping[str, Definition] | None = None,
     comparators_from: Path | None = None,
 ) -> dict[str, Any]:
     """Judge a package on a cohort (or some of its folds); writes report.json, report.html and the plots.
 
-    `young_adult_bmd` is the young-adult mean BMD by sex ("F", "M") of the population that the cohort comes
-    from; without it the cohort's own cohort.json is asked, and failing that the %YAM rows stay null.
+    `definitions` say who has osteopenia and osteoporosis, for young adults of the population that the cohort comes
+    from; without them the cohort's own cohort.json is asked, and failing that their rows stay null.
     `comparators_from` is a cohort to fit the comparators on; without it they are cross-fitted by patient.
     """
     cohort = Cohort.read(cohort_dir)
@@ -80,9 +82,7 @@ def evaluate(
     other = None if comparators_from is None else (Cohort.read(comparators_from), comparators_from)
     comparators = compare(cohort, chosen, cohort_dir, other)
     table = make_table(cohort, chosen, predicted.astype(np.float64), comparators, Readout.of(package))
-    references = young_adult_bmd or cohort.facts.get("young_adult_bmd")
-    sexes = np.array([cohort.rows[index]["sex"] for index in chosen])
-    yam = percent_yam(table, sexes, references)
+    definitions = definitions or _own_definitions(cohort)
     document = {
         "model": package.name,
         "model_sha256": package.sha256,
@@ -96,11 +96,21 @@ def evaluate(
             "folds": None if folds is None else list(folds),
         },
         **whose(cohort, chosen),
-        **report(table, package.manifest, yam),
+        "definitions": None if definitions is None else {name: one.to_dict() for name, one in definitions.items()},
+        **report(table, package.manifest, definitions),
         "comparators": dict(comparators.account),
     }
-    write(document, table, make_tasks(table, yam), out)
+    write(document, table, make_tasks(table, definitions), out)
     return document
+
+
+def _own_definitions(cohort: Cohort) -> dict[str, Definition] | None:
+    """Those that cohort.json holds; the paper's where it knows young adults alone."""
+    told = cohort.facts.get("definitions")
+    if told:
+        return {name: Definition.from_dict(one) for name, one in told.items()}
+    young_adults = cohort.facts.get("young_adult_bmd")
+    return yoshida(young_adults) if young_adults else None
 
 
 def whose(cohort: Cohort, chosen: npt.NDArray[np.int64]) -> dict[str, int]:
@@ -122,12 +132,12 @@ def evaluate_package(
     package_path: Path,
     cohort_dir: Path,
     out: Path,
-    young_adult_bmd: Mapping[str, float] | None = None,
+    definitions: Mapping[str, Definition] | None = None,
     comparators_from: Path | None = None,
 ) -> dict[str, Any]:
     """`evaluate` for a package by its folder; its files are verified first."""
     package = ModelPackage.load(package_path)
-    return evaluate(package, cohort_dir, out, young_adult_bmd=young_adult_bmd, comparators_from=comparators_from)
+    return evaluate(package, cohort_dir, out, definitions=definitions, comparators_from=comparators_from)
 
 
 def write(document: Mapping[str, Any], table: Table, tasks: Mapping[str, Task | None], out: Path) -> None:
@@ -140,9 +150,11 @@ def write(document: Mapping[str, Any], table: Table, tasks: Mapping[str, Task | 
     (out / "report.html").write_text(page(document, plots), encoding="utf-8")
 
 
-def report(table: Table, manifest: Manifest | None, yam: tuple[Array, Array] | None) -> dict[str, Any]:
-    """The figures of report.json. `yam` is (true, estimated) %YAM per patient."""
-    tasks = make_tasks(table, yam)
+def report(
+    table: Table, manifest: Manifest | None, definitions: Mapping[str, Definition] | None = None
+) -> dict[str, Any]:
+    """The figures of report.json; without definitions nothing is told of osteopenia and osteoporosis."""
+    tasks = make_tasks(table, definitions)
     patients = len(table.first_rows)
     means = {name: told(table.by_patient, values) for name, values in _quantities(table).items()}
     per_patient: dict[str, Any] = {
@@ -178,7 +190,8 @@ def report(table: Table, manifest: Manifest | None, yam: tuple[Array, Array] | N
             for name in ("bmd", "tbs", "hu_bmd")
         },
         "paper_sized": paper_sized(
-            table, {name: (task.truth, task.score) for name, task in tasks.items() if task is not None}
+            table,
+            {name: (task.truth, task.score) for name, task in tasks.items() if task is not None and task.who.all()},
         ),
         "distribution": {name: told(distribution, values) for name, values in _quantities(table).items()},
         "distribution_per_patient": {name: told(distribution, values) for name, values in means.items()},
@@ -217,6 +230,9 @@ def _regressions(table: Table) -> dict[str, Any]:
     }
 
 
+UNKNOWN = "unknown"  # the group of those of whom a row does not tell it: they are judged like any other group
+
+
 def make_table(
     cohort: Cohort,
     chosen: npt.NDArray[np.int64],
@@ -229,8 +245,8 @@ def make_table(
     known = [name for name in ("age", "bmi", "interval_days") if all(row.get(name) for row in rows)]
     numbers = {name: np.array([float(row[name]) for row in rows]) for name in known}  # no CT tells a BMI, for one
     patients = cohort.patients[chosen]
-    known = [name for name in ("vendor", "sex", "scanner") if all(row.get(name) for row in rows)]
-    groups = {name: np.array([row[name] for row in rows]) for name in known}
+    known = [name for name in ("vendor", "sex", "scanner") if any(row.get(name) for row in rows)]
+    groups = {name: np.array([row.get(name) or UNKNOWN for row in rows]) for name in known}
     halves = {"age": ("young", "senior"), "bmi": ("low", "high"), "interval": ("short", "long")}
     for name, (below, above) in halves.items():
         values = numbers.get("interval_days" if name == "interval" else name)

@@ -11,11 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from models.evaluation.detection import RATES
 from models.evaluation.paper import PRINTED_AUC, PRINTED_PERCENT, PRINTED_R
 
-TASKS = {
-    "osteopenia": "Osteopenia (%YAM < 80)",
-    "osteoporosis": "Osteoporosis (%YAM < 70)",
-    "tbs_impaired": "TBS \u2264 1.31",
-}
+TASKS = {"osteopenia": "Osteopenia", "osteoporosis": "Osteoporosis", "tbs_impaired": "TBS \u2264 1.31"}
 LINES = (
     ("bmd", "BMD: network"), ("hu_bmd", "BMD: CT attenuation"), ("gbm_bmd", "BMD: gradient boosting"),
     ("oracle_bmd", "BMD: oracle"), ("midline_oracle_bmd", "BMD: midline oracle"),
@@ -66,7 +62,7 @@ def page(document: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
         document=document,
         figures=key_figures(document),
         lines=LINES,
-        tasks=TASKS,
+        tasks=_named_tasks(document),
         rates=RATES,
         printed_r=PRINTED_R,
         printed_auc=PRINTED_AUC,
@@ -75,6 +71,12 @@ def page(document: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
         no_tbs=no_tbs(document),
         people="digital patients" if document["cohort"]["provenance"] == "digital" else "patients of a site",
     )
+
+
+def _named_tasks(document: Mapping[str, Any]) -> dict[str, str]:
+    """Each task with the definition that it was judged by."""
+    told = document.get("definitions") or {}
+    return {name: f"{label} ({told[name]['words']})" if name in told else label for name, label in TASKS.items()}
 
 
 def no_tbs(document: Mapping[str, Any]) -> str | None:

@@ -35,16 +35,12 @@ def _group(table: Table, rows: Bools, tasks: Mapping[str, Task | None], manifest
         "hu_bmd": association(part.hu, part.bmd, part.patients),
         "hu_tbs": told(association, part.hu, part.tbs, patients=part.patients),
         "intervals": None if manifest is None else coverage(part, manifest),
-        "detection": {
-            name: None
-            if task is None
-            else {
-                **area(task.truth[members], task.score[members]),
-                "defined": called_rates(task.truth[members], task.called[members]),
-            }
-            for name, task in tasks.items()
-        },
+        "detection": {name: None if task is None else _detected(task.part(members)) for name, task in tasks.items()},
     }
+
+
+def _detected(task: Task) -> dict[str, Any]:
+    return {**area(task.truth, task.score), "defined": called_rates(task.truth, task.called)}
 
 
 def detection_tests(table: Table, tasks: Mapping[str, Task | None]) -> dict[str, Any]:
@@ -59,7 +55,8 @@ def detection_tests(table: Table, tasks: Mapping[str, Task | None]) -> dict[str,
             found[name] = None
             continue
         right = task.truth == task.called
-        tests = {factor: _chi_squared(labels[table.first_rows], right) for factor, labels in table.groups.items()}
+        whole = {factor: labels[table.first_rows][task.who] for factor, labels in table.groups.items()}
+        tests = {factor: _chi_squared(labels, right) for factor, labels in whole.items()}
         told = [factor for factor, one in tests.items() if one["p"] is not None]
         if told:
             corrected = multipletests([tests[factor]["p"] for factor in told], method="bonferroni")[1]

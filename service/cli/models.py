@@ -12,6 +12,7 @@ from service.cli.shared import add_command, numbers, open_store, site_policy, wh
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from models.evaluation import Definition
     from service.domain.policy import Policy
     from service.workflow.models import ModelLine
 
@@ -56,9 +57,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from models.evaluation import evaluate_package
 
     settings = Settings()
-    young_adults = young_adults_of(options.cohort, site_policy(settings))
+    definitions = definitions_of(options.cohort, site_policy(settings))
     package = package_folder(options.model, settings)
-    report = evaluate_package(package, options.cohort, options.out, young_adults, options.comparators_from)
+    report = evaluate_package(package, options.cohort, options.out, definitions, options.comparators_from)
     print(json.dumps(report["per_vertebra"], indent=2))
     print(options.out / "report.html")
     return 0
@@ -83,16 +84,16 @@ def _locked_patients(run_id: int, settings: Settings, folder: Path) -> Path:
     return cohort_dir(folder, Part.LOCKED)
 
 
-def young_adults_of(cohort: Path, policy: Policy) -> dict[str, float] | None:
-    """The young-adult mean BMD by sex that fits a cohort: digital for digital patients, else the site's own choice."""
-    from service.domain.bone import REGION, ReferenceOrigin, load_references
+def definitions_of(cohort: Path, policy: Policy) -> dict[str, Definition] | None:
+    """Who of a cohort has what: by the policy's criteria, for digital patients beside digital young adults."""
+    from models.evaluation import Definition
+    from service.domain.bone import load_references
+    from service.domain.criteria import definitions
 
     provenance = json.loads((cohort / "cohort.json").read_text(encoding="utf-8")).get("provenance")
-    if provenance == "digital":
-        entries = [one for one in load_references().entries if one.provenance is ReferenceOrigin.DIGITAL]
-    else:
-        entries = list(policy.references)
-    return {entry.sex: entry.mean_g_cm2 for entry in entries if entry.region == REGION} or None
+    digital = definitions(policy.referral.profile, load_references().digital_young_adults())
+    told = digital if provenance == "digital" else policy.definitions
+    return {name: Definition.from_dict(one) for name, one in told.items()} or None
 
 
 def package_folder(told: str, settings: Settings) -> Path:
@@ -218,11 +219,11 @@ def run_models_judge(options: argparse.Namespace) -> int:
     folders = {"candidate": package_folder(options.model, settings), "champion": in_force_here(settings).folder}
     with tempfile.TemporaryDirectory() as folder:
         cohort = options.cohort or _locked_patients(options.run, settings, Path(folder) / "run")
-        young_adults = young_adults_of(cohort, policy)
+        definitions = definitions_of(cohort, policy)
         reports = {name: Path(folder) / name / "report.json" for name in folders}
         for name, package in folders.items():
             loaded = ModelPackage.load(package)
-            evaluate(loaded, cohort, Path(folder) / name, folds=options.folds, young_adult_bmd=young_adults)
+            evaluate(loaded, cohort, Path(folder) / name, folds=options.folds, definitions=definitions)
         kept = library.keep(folders["candidate"], reports)
     with open_store(settings).transaction() as session:
         model = models.judged(session, kept, who_types(), policy=policy)

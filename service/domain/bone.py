@@ -119,6 +119,11 @@ class References:
         made = (entry for entry in self.entries if entry.provenance is origin and entry.sex == sex)
         return next((entry for entry in made if (entry.device, entry.region) == (DEVICE, REGION)), None)
 
+    def digital_young_adults(self) -> dict[str, Reference]:
+        """The simulated cohorts by sex."""
+        found = {sex: self.digital(sex) for sex in SEXES}
+        return {sex: entry for sex, entry in found.items() if entry is not None}
+
     def fitting(self, sex: str, regions: Sequence[str]) -> tuple[Reference, ...]:
         """The published ones that a site could verify and choose for patients of this sex."""
         return tuple(entry for entry in self.entries if not misfits(entry, sex, regions))

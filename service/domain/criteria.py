@@ -15,9 +15,10 @@ sites) stands in `notes`, and is never assumed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from service.domain.bone import Reference, percent_yam, t_score
 
@@ -112,14 +113,18 @@ class CriteriaProfile:
 
     def referring(self, reference: Reference) -> Cut:
         """The threshold that a falling density meets first: below it, a person is referred."""
-        young = (reference.mean_g_cm2, reference.sd_g_cm2)
-        return max((*self.osteopenia, *self.osteoporosis), key=lambda cut: cut.bmd_g_cm2(*young))
+        return _first_met((*self.osteopenia, *self.osteoporosis), reference.mean_g_cm2, reference.sd_g_cm2)
 
     def unknown_history(self, bmd_g_cm2: float, reference: Reference) -> str | None:
         """What the criteria would count with a history that is not known here; None where none is asked for."""
         met = self.history is not None and self.history.met(bmd_g_cm2, reference)
         settled = any(cut.met(bmd_g_cm2, reference) for cut in self.osteoporosis)
         return self.history_words if met and not settled else None
+
+
+def _first_met(cuts: Sequence[Cut], mean_g_cm2: float, sd_g_cm2: float) -> Cut:
+    """The threshold that a falling density meets first, for young adults of this mean and SD."""
+    return max(cuts, key=lambda cut: cut.bmd_g_cm2(mean_g_cm2, sd_g_cm2))
 
 
 def _percent(value: float, source: str, *, inclusive: bool = False) -> Cut:
@@ -166,6 +171,30 @@ WHO = CriteriaProfile(
 )
 
 PROFILES = {profile.name: profile for profile in (YOSHIDA_2023, JSBMR_2012, WHO)}
+
+
+def definitions(profile: CriteriaProfile, young_adults: Mapping[str, Reference]) -> dict[str, dict[str, Any]]:
+    """What an evaluation counts as osteopenia and osteoporosis (`models.evaluation.Definition`), by these criteria.
+
+    Each is the threshold that a falling density meets first, in g/cm2 for the young adults of each sex; osteopenia's
+    is the one that refers. Empty without young adults.
+    """
+    if not young_adults:
+        return {}
+    ranges = {"osteopenia": (*profile.osteopenia, *profile.osteoporosis), "osteoporosis": profile.osteoporosis}
+    return {name: _definition(profile.name, cuts, young_adults) for name, cuts in ranges.items()}
+
+
+def _definition(profile: str, cuts: Sequence[Cut], young_adults: Mapping[str, Reference]) -> dict[str, Any]:
+    young = {sex: (one.mean_g_cm2, one.sd_g_cm2) for sex, one in young_adults.items()}
+    first = {sex: _first_met(cuts, *of) for sex, of in young.items()}
+    met = tuple(dict.fromkeys(first.values()))
+    return {
+        "words": f"{profile}: {cuts_in_words(met)}",
+        "young_adult_bmd": {sex: mean for sex, (mean, _) in young.items()},
+        "cut_g_cm2": {sex: cut.bmd_g_cm2(*young[sex]) for sex, cut in first.items()},
+        "inclusive": all(cut.inclusive for cut in met),
+    }
 
 
 def cuts_in_words(cuts: Sequence[Cut]) -> str:

@@ -17,8 +17,8 @@ import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
-from service.domain.bone import Reference, References, load_references, misfits
-from service.domain.criteria import PROFILES, YOSHIDA, YOSHIDA_2023, CriteriaProfile
+from service.domain.bone import REGION, Reference, References, load_references, misfits
+from service.domain.criteria import PROFILES, YOSHIDA, YOSHIDA_2023, CriteriaProfile, definitions
 from service.domain.errors import PolicyError
 
 UNVERIFIED = "[K] unverified"
@@ -421,12 +421,25 @@ class Policy:
 
     @property
     def gate_label(self) -> str:
-        """ "gate v1": what a verdict was given by; with a fingerprint behind it where a site changed a limit."""
+        """ "gate v1": what a verdict was given by; with a fingerprint behind it where a site changed any of it.
+
+        What is detected is defined by the criteria and the young adults in force, so these count as well as the limits.
+        """
         plain = f"gate v{self.gate.version}"
-        if self.gate == GatePolicy(version=self.gate.version):
+        if self.gate == GatePolicy(version=self.gate.version) and not self.young_adults:
             return plain
-        limits = json.dumps(asdict(self.gate), sort_keys=True)
-        return f"{plain}, site {hashlib.sha256(limits.encode()).hexdigest()[:8]}"
+        judged_by = json.dumps([asdict(self.gate), self.definitions], sort_keys=True)
+        return f"{plain}, site {hashlib.sha256(judged_by.encode()).hexdigest()[:8]}"
+
+    @property
+    def young_adults(self) -> dict[str, Reference]:
+        """By sex, those of L1 to L4 that the site chose for its patients: what an evaluation on L1 to L4 can use."""
+        return {one.sex: one for one in self.references if one.region == REGION}
+
+    @property
+    def definitions(self) -> dict[str, dict[str, Any]]:
+        """Who among the site's patients counts as having osteopenia and osteoporosis, for an evaluation."""
+        return definitions(self.referral.profile, self.young_adults)
 
     def reference_for(self, sex: str) -> Reference | None:
         """The reference that the site chose for real patients of this sex; None where it chose none."""

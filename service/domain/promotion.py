@@ -20,6 +20,7 @@ from service.domain.reasons import Code, Reason
 
 Report = Mapping[str, Any]
 
+INTERVAL_LEVEL = 0.90  # of the prediction intervals
 SCANNERS = ("scanner", "vendor")  # the first of these subgroups that a report has tells the scanners apart
 
 
@@ -72,13 +73,22 @@ class Verdict:
         return cls(stored["gate"], stored["candidate_sha256"], stored["champion_sha256"], checks)
 
 
-def judge(candidate: Report, champion: Report | None, policy: GatePolicy, *, gate: str, finished: bool) -> Verdict:
+def judge(
+    candidate: Report,
+    champion: Report | None,
+    policy: GatePolicy,
+    *,
+    gate: str,
+    finished: bool,
+    definitions: Mapping[str, Mapping[str, Any]],
+) -> Verdict:
     """Hold a candidate's report against the champion's, the attenuation's and the policy's limits.
 
-    `gate` is the policy's label (`Policy.gate_label`), `finished` whether the candidate's training came to its end.
+    `gate` is the policy's label (`Policy.gate_label`), `finished` whether the candidate's training came to its end,
+    `definitions` who counts as having what among the site's patients now (`Policy.definitions`).
     """
     checks = [*_about_the_test(candidate, champion, policy), _is_finished(finished), *_without_tbs(candidate, policy)]
-    checks += [*_detection(candidate, policy), _above_attenuation(candidate)]
+    checks += [*_detection(candidate, policy, definitions), _above_attenuation(candidate)]
     checks += [*_against_champion(candidate, champion or {}, policy)]
     checks += [*_calibration(candidate, policy), *_coverage(candidate, policy), *_bias(candidate, policy)]
     return Verdict(gate, _text(candidate, "model_sha256"), _text(champion or {}, "model_sha256"), tuple(checks))
@@ -125,13 +135,16 @@ def _is_finished(finished: bool) -> Check:
 # --- 2. does it find those who have it, and only those? ---------------------------------------------------------------
 
 
-def _detection(report: Report, policy: GatePolicy) -> Iterator[Check]:
+def _detection(report: Report, policy: GatePolicy, definitions: Mapping[str, Mapping[str, Any]]) -> Iterator[Check]:
     """Called by the definition itself, never at a cut that was chosen on the test set."""
     path = ("per_patient", policy.task)
     positives = _number(report, *path, "n_positive")
+    judged, now = _at(report, "definitions", policy.task), definitions.get(policy.task)
     if positives is None:
         yield _unknown(f"the detection of {policy.task} (is there a young-adult reference?)")
         return
+    if _number(report, "n_patients_synthetic") == 0 and (judged or now):  # digital patients have their own young adults
+        yield _same_definition(judged, now, policy.task)
     least = policy.positives_minimum
     text = f"{positives:.0f} patients with {policy.task} by DXA in the test set; {least} are required."
     yield Check(Code.GATE_FEW_POSITIVES, positives >= least, text)
@@ -146,6 +159,18 @@ def _detection(report: Report, policy: GatePolicy) -> Iterator[Check]:
             continue
         text = f"{name.capitalize()} for {policy.task} {rate:.2f}, lower bound {low:.3f}; {limit:g} is required."
         yield Check(code, low >= limit, text)
+
+
+def _same_definition(judged: Any, now: Mapping[str, Any] | None, task: str) -> Check:
+    """Whether the report counted by the thresholds that refer this site's patients: others say nothing of these."""
+    same = isinstance(judged, Mapping) and now is not None and dict(judged) == dict(now)
+    told = judged.get("words") if isinstance(judged, Mapping) else None
+    counted = f"{task.capitalize()} was counted by {told or 'thresholds that are not told'}"
+    if same:
+        return Check(Code.GATE_OTHER_DEFINITION, True, f"{counted}, as this site's policy has it.")
+    asked = "no young adults" if now is None else f"{now['words']}, and young adults of its own"
+    text = f"{counted}; this site's policy has {asked}. The model has to be judged again."
+    return Check(Code.GATE_OTHER_DEFINITION, False, text)
 
 
 def _above_attenuation(report: Report) -> Check:
@@ -198,6 +223,8 @@ def _quantities(report: Report, policy: GatePolicy) -> tuple[_Quantity, ...]:
 
 def _against_champion(candidate: Report, champion: Report, policy: GatePolicy) -> Iterator[Check]:
     quantities = _quantities(candidate, policy)
+    if not _measures_tbs(champion):  # then there is nothing that patients could lose
+        quantities = quantities[:1]
     for one in quantities:
         yield _not_inferior(candidate, champion, one, ("per_vertebra", one.name), one.margin, Code.GATE_INFERIOR, "")
     yield _area(candidate, champion, policy)
@@ -264,6 +291,10 @@ def _calibration(report: Report, policy: GatePolicy) -> Iterator[Check]:
 
 def _coverage(report: Report, policy: GatePolicy) -> Iterator[Check]:
     level = _number(report, "intervals", "level")
+    if level is not None and not abs(level - INTERVAL_LEVEL) < 1e-9:
+        told = f"The intervals are made to hold {level:.0%}; {INTERVAL_LEVEL:.0%} is what pages and reports call them."
+        yield Check(Code.GATE_COVERAGE, False, told)
+        return
     for one in _quantities(report, policy):
         share = _number(report, "intervals", f"patient_{one.name}_coverage")
         if level is None or share is None:
@@ -284,10 +315,9 @@ def _bias(report: Report, policy: GatePolicy) -> Iterator[Check]:
     for name, group, patients in _subgroups(report):
         if name != factor:
             continue
-        if patients >= policy.subgroup_patients:
-            yield _unbiased(report, ("subgroups", name, group, "bmd"), group, policy)
-        else:
-            yield Check(Code.GATE_BIAS, True, f"{group}: {patients:.0f} patients are too few to judge its bias alone.")
+        path = ("subgroups", name, group, "bmd")
+        judge_alone = _unbiased if patients >= policy.subgroup_patients else _not_surely_biased
+        yield judge_alone(report, path, group, policy)
 
 
 def _unbiased(report: Report, path: tuple[str, ...], where: str, policy: GatePolicy) -> Check:
@@ -297,6 +327,20 @@ def _unbiased(report: Report, path: tuple[str, ...], where: str, policy: GatePol
     most = policy.bias_g_cm2
     text = f"Mean error of BMD, {where}: {error:+.3f} g/cm2; {most:g} either way is allowed."
     return Check(Code.GATE_BIAS, abs(error) <= most, text)
+
+
+def _not_surely_biased(report: Report, path: tuple[str, ...], where: str, policy: GatePolicy) -> Check:
+    """Of a scanner with few patients: shut where the whole interval of its mean error lies beyond what is allowed."""
+    low, high = (_end(report, end, *path, "mean_error_ci_patient") for end in (0, 1))
+    patients = _number(report, *path[:-1], "n_patients") or 0
+    few = f"{where}: {patients:.0f} patients are too few to judge its bias alone"
+    if low is None or high is None:
+        return Check(Code.GATE_BIAS, True, f"{few}.")
+    most, surely = policy.bias_g_cm2, low > policy.bias_g_cm2 or high < -policy.bias_g_cm2
+    if not surely:
+        return Check(Code.GATE_BIAS, True, f"{few}; its mean error lies within {low:+.3f} to {high:+.3f} g/cm2.")
+    text = f"Mean error of BMD, {where}: {low:+.3f} to {high:+.3f} g/cm2 (95 %, {patients:.0f} patients)"
+    return Check(Code.GATE_BIAS, False, f"{text}; {most:g} either way is allowed.")
 
 
 # --- reading reports --------------------------------------------------------------------------------------------------

@@ -239,7 +239,14 @@ def _verdict(row: ModelRow, reports: Mapping[str, Any], policy: Policy) -> Verdi
         raise PackageRefused("there is no report on the candidate")
     if candidate.get("model_sha256") != row.sha256:
         raise PackageRefused("the candidate's report is about another package")
-    return judge(candidate, champion, policy.gate, gate=policy.gate_label, finished=row.finished)
+    return judge(
+        candidate,
+        champion,
+        policy.gate,
+        gate=policy.gate_label,
+        finished=row.finished,
+        definitions=policy.definitions,
+    )
 
 
 def _passed(row: ModelRow) -> bool:

@@ -158,7 +158,8 @@ def record(
     assert study is not None
     series = session.get_one(SeriesRow, held.series_id)
     verdict = _verdict(series)
-    gate = model.gate_passed(session, measurements.provenance.model_sha256)  # whatever the worker believes
+    by = measurements.provenance.model_sha256
+    gate = model.gate_passed(session, by, policy.gate_label)  # whatever the worker believes
     measurements = replace(measurements, model_gate_passed=gate)
     if measurements.provenance.segmenter is None:  # no volume at all: say only why, not which levels it lacks
         verdict = replace(verdict, eligible=False)

@@ -21,7 +21,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 import models.package
-from service.domain.bone import REGION, ReferenceOrigin, load_references
+from service.domain.bone import load_references
+from service.domain.criteria import definitions
 from service.domain.eligibility import first_kernel, vendor_of
 from service.domain.errors import OsteogateError
 from service.domain.facts import InstanceFacts
@@ -390,7 +391,7 @@ def _manifest(
         "start_from": origin.name if origin is not None and wanted.start is not Start.SCRATCH else None,
         "seed": wanted.seed,
         "people": wanted.people.value,
-        "young_adult_bmd": _young_adults(policy, wanted.people),
+        "definitions": _definitions(policy, wanted.people),
         "pairs": [_entry(one, number[one.pair.ct.patient_id], placed[one.pair.ct.patient_id]) for one in found],
         "left_out": [{"study_uid": study_uid, **reason.as_dict()} for study_uid, reason in left_out],
     }
@@ -420,12 +421,11 @@ def _entry(one: _Candidate, patient: str, place: Place) -> dict[str, Any]:
     }
 
 
-def _young_adults(policy: Policy, people: People) -> dict[str, float]:
-    """Mean BMD of young adults by sex, where the site (or, for digital patients, the phantom) has one for L1-L4."""
-    known = policy.references
+def _definitions(policy: Policy, people: People) -> dict[str, dict[str, Any]]:
+    """Who counts as having what: by the site's criteria, and its young adults or the digital ones; empty without."""
     if people is People.DIGITAL:
-        known = tuple(one for one in load_references().entries if one.provenance is ReferenceOrigin.DIGITAL)
-    return {one.sex: one.mean_g_cm2 for one in known if one.region == REGION}
+        return definitions(policy.referral.profile, load_references().digital_young_adults())
+    return policy.definitions
 
 
 def content_hash(manifest: Mapping[str, Any]) -> str:

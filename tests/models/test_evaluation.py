@@ -19,6 +19,7 @@ from models.evaluation import (
     report,
     train_package,
     whose,
+    yoshida,
 )
 from models.evaluation.comparators import compare
 from models.package import Interval, Manifest
@@ -67,7 +68,7 @@ def test_errors_are_estimate_minus_truth() -> None:
 def test_what_cannot_be_told_is_null() -> None:
     assert association(np.ones(9), np.arange(9.0))["r"] is None
     assert detection(np.zeros(9, dtype=bool), np.arange(9.0))["auc"] is None
-    figures = report(table(), manifest=None, yam=None)
+    figures = report(table(), manifest=None)
     assert figures["per_patient"]["osteopenia"] is None
     assert figures["intervals"] is None
     assert figures["per_vertebra"]["gbm_bmd"] is None
@@ -85,9 +86,7 @@ def test_detection_by_hand() -> None:
 
 def test_report_counts_patients_and_uses_their_means() -> None:
     toy = table()
-    true = 100 * toy.by_patient(toy.bmd) / 1.2
-    seen = 100 * toy.by_patient(toy.bmd_dl) / 1.2
-    figures = report(toy, manifest(), (true, seen))
+    figures = report(toy, manifest(), yoshida({"F": 1.2, "M": 1.2}))
     assert (figures["n_patients"], figures["n_vertebrae"]) == (12, 48)
     means = [toy.bmd[start : start + 4].mean() for start in range(0, 48, 4)]
     assert figures["per_patient"]["osteopenia"]["n_positive"] == sum(100 * mean / 1.2 < 80 for mean in means)
@@ -101,7 +100,7 @@ def test_train_then_evaluate_as_a_user_would(tmp_path: Path) -> None:
     settings = tmp_path / "config.json"
     settings.write_text(json.dumps(tiny_config(epochs=1).to_dict()))
     package = train_package(cohort, tmp_path / "tiny", settings)
-    document = evaluate_package(package.path, cohort, tmp_path / "out", {"F": 1.2, "M": 1.2})
+    document = evaluate_package(package.path, cohort, tmp_path / "out", yoshida({"F": 1.2, "M": 1.2}))
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == document
     assert document["n_patients"] == 10
     assert document["model_sha256"] == package.sha256

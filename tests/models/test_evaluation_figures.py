@@ -21,7 +21,7 @@ from models.evaluation.statistics import (
     resampled_correlations,
 )
 from models.evaluation.subgroups import detection_tests
-from models.evaluation.tasks import Task, make_tasks
+from models.evaluation.tasks import Task, make_tasks, yoshida
 from tests.models.test_evaluation import manifest, table
 
 # Yoshida 2023: the only 2 x 2 tables of 52 patients that its printed rates allow, and those rates.
@@ -164,7 +164,7 @@ def test_power_of_a_correlation_is_that_of_fishers_z() -> None:
 def test_groups_that_are_called_rightly_equally_often() -> None:
     right = np.tile([True, True, True, False], 30)  # a quarter wrong
     truth = np.tile([True, False], 60)
-    task = Task(truth, np.where(right, truth, ~truth), truth.astype(float), {}, "TBS")
+    task = Task(truth, np.where(right, truth, ~truth), truth.astype(float), {}, "TBS", np.ones(120, dtype=bool))
     toy = table(120)
     even, worse = np.tile(["a", "b"], 60), np.where(right, "good", "bad")
     groups = {"even": np.repeat(even, 4), "worse": np.repeat(worse, 4), "alone": np.repeat(["x"], 480)}
@@ -206,15 +206,15 @@ def test_a_cohort_of_one_class_and_one_of_one_patient_give_nulls(tmp_path: Path)
     toy = table()
     alone = toy.part(toy.patients == "P3")
     for name, part in (("healthy", toy), ("alone", alone)):
-        yam = (np.full(len(part.first_rows), 110.0), 100 * part.by_patient(part.bmd_dl))
-        figures = report(part, manifest(), yam)
+        definitions = yoshida({"F": 0.5, "M": 0.5})
+        figures = report(part, manifest(), definitions)
         assert figures["per_patient"]["osteoporosis"]["auc"] is None
         assert figures["per_patient"]["osteoporosis"]["defined"]["sensitivity"] is None
         document = {
             "model": "<toy>", "model_sha256": "0" * 64, "synthetic_only": True,
             "cohort": {"provenance": "digital", "seed": 1}, **figures,
         }  # fmt: skip
-        write(document, part, make_tasks(part, yam), tmp_path / name)
+        write(document, part, make_tasks(part, definitions), tmp_path / name)
         text = (tmp_path / name / "report.json").read_text()
         assert json.loads(text, parse_constant=no_constant) == document
         page = (tmp_path / name / "report.html").read_text()

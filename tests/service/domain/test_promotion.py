@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from service.domain.bone import load_references
+from service.domain.criteria import WHO, YOSHIDA_2023, definitions
 from service.domain.policy import DEFAULT_POLICY, load_policy
 from service.domain.promotion import Verdict, judge
 from service.domain.reasons import Code
 from tests.service.domain.reports import CANDIDATE, CHAMPION, passing
 
 GATE = DEFAULT_POLICY.gate
+YOUNG = load_references().digital_young_adults()
+DEFINITIONS = definitions(YOSHIDA_2023, YOUNG)
 
 
 def verdict(candidate: dict[str, Any], champion: dict[str, Any] | None = None, **changes: Any) -> Verdict:
     finished = changes.pop("finished", True)
     other = passing(CHAMPION) if champion is None else champion
-    return judge(candidate, other, replace(GATE, **changes), gate="gate v1", finished=finished)
+    limits = replace(GATE, **changes)
+    report = {"definitions": DEFINITIONS, **candidate}
+    return judge(report, other, limits, gate="gate v1", finished=finished, definitions=DEFINITIONS)
 
 
 def failing(found: Verdict) -> list[Code]:
@@ -106,10 +113,37 @@ def test_what_is_not_known_is_not_passed(changes: dict[str, Any]) -> None:
 
 
 def test_a_report_of_nothing_and_a_model_in_force_without_one() -> None:
-    assert not judge({}, None, GATE, gate="gate v1", finished=True).passed
-    alone = judge(passing(), None, GATE, gate="gate v1", finished=True)
+    assert not judge({}, None, GATE, gate="gate v1", finished=True, definitions=DEFINITIONS).passed
+    alone = judge(passing(), None, GATE, gate="gate v1", finished=True, definitions={})
     assert set(failing(alone)) == {Code.GATE_OTHER_TEST_SET, Code.GATE_NOT_JUDGED}
     assert failing(verdict(passing(), finished=False)) == [Code.GATE_UNFINISHED]
+
+
+def test_a_model_that_was_judged_by_other_thresholds_says_nothing_of_this_sites() -> None:
+    """70 % and 80 % YAM find others than T -2.5 and -1.0 do, and so do other young adults."""
+    others = {sex: replace(one, mean_g_cm2=one.mean_g_cm2 + 0.01) for sex, one in YOUNG.items()}
+    for judged in (definitions(WHO, YOUNG), definitions(YOSHIDA_2023, others), None):
+        [reason] = verdict(passing(definitions=judged)).reasons
+        assert (reason.code, "judged again" in reason.text) == (Code.GATE_OTHER_DEFINITION, True)
+    assert failing(verdict(passing(definitions=json.loads(json.dumps(DEFINITIONS))))) == []
+    without = judge(passing(definitions=DEFINITIONS), passing(CHAMPION), GATE, gate="g", finished=True, definitions={})
+    assert failing(without) == [Code.GATE_OTHER_DEFINITION]
+
+
+def test_intervals_that_were_made_for_less_do_not_pass_for_90_percent() -> None:
+    found = verdict(passing(intervals__level=0.5, intervals__patient_bmd_coverage=0.5))
+    assert failing(found) == [Code.GATE_COVERAGE]
+
+
+def test_a_model_of_bmd_alone_may_be_followed_by_one_with_tbs() -> None:
+    champion = passing(CHAMPION, targets=["bmd_g_cm2"], per_vertebra__tbs=None)
+    assert failing(verdict(passing(), champion)) == []
+
+
+def test_few_patients_shut_the_gate_where_they_leave_no_doubt() -> None:
+    for low, high, shut in ((0.03, 0.09, True), (-0.09, -0.03, True), (0.01, 0.09, False), (-0.05, 0.05, False)):
+        spoilt = passing(subgroups__vendor__ge__bmd={"mean_error": 0.06, "mean_error_ci_patient": [low, high]})
+        assert failing(verdict(spoilt)) == ([Code.GATE_BIAS] if shut else [])
 
 
 def test_small_subgroups_are_not_judged_and_large_ones_are() -> None:

@@ -105,7 +105,7 @@ def test_a_run_freezes_what_it_learns_from(store: Store) -> None:
     assert len({one["patient"] for one in pairs}) == PATIENTS
     assert "P000" not in str(frozen)  # no patient ID
     assert frozen["configuration"]["epochs"] == 2
-    assert set(frozen["young_adult_bmd"]) == {"F", "M"}
+    assert set(frozen["definitions"]["osteoporosis"]["cut_g_cm2"]) == {"F", "M"}
     run = line(store, run_id)
     assert run.manifest_sha256 == training.content_hash(frozen)
     assert (run.patients + run.locked, run.vertebrae, run.state) == (PATIENTS, 3 * PATIENTS, RunState.WAITING)
