@@ -49,8 +49,8 @@ class Readout:
     weights: Values  # [targets, columns]
     bias: Values  # [targets], in the targets' own units
     targets: tuple[str, ...] = TARGETS  # of the network whose answers it weighs, and its own
-    scanners: Mapping[str, ScannerFactors] = field(default_factory=dict)  # by `scanner_name`; none: told apart nowhere
-    between: Values | None = None  # [targets] SD of what scanners read beside each other, a share; with `scanners`
+    scanners: Mapping[str, ScannerFactors] = field(default_factory=dict)  # by `scanner_name`: the known ones
+    between: Values | None = None  # [targets] SD of what scanners read beside each other; None: told apart nowhere
 
     def __call__(
         self,
@@ -76,8 +76,8 @@ class Readout:
         return found
 
     def knows(self, scanner: str) -> bool:
-        """Whether it answers there as on the scanners that it was fitted to; one that knows none tells none apart."""
-        return not self.scanners or scanner in self.scanners
+        """Whether it answers there as on the scanners that it was fitted to; one without `between` tells none apart."""
+        return self.between is None or scanner in self.scanners
 
     def spread(self, values: Values, scanners: Sequence[str] | npt.NDArray[np.str_]) -> Values:
         """SD [n, targets] that a scanner nobody knows adds to the errors of these values; 0 on the known ones."""
@@ -135,7 +135,7 @@ class Readout:
                     for name, one in stored.get("scanners", {}).items()
                 },
                 between=np.array([float(stored["between_scanners"][target]) for target in targets])
-                if "scanners" in stored
+                if {"scanners", "between_scanners"} & set(stored)
                 else None,
             )
         except (ValueError, KeyError, TypeError) as error:

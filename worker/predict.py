@@ -94,7 +94,10 @@ class Predictor:
         """
         if self.synthetic_only and not scanner.digital:
             return False
-        return self.readout is None or self.readout.knows(scanner.name)
+        if self.readout is not None:
+            return self.readout.knows(scanner.name)
+        learned_on = self.package.manifest.training.get("learned_on")  # None: told apart nowhere
+        return learned_on is None or scanner.name in learned_on
 
     def predict(
         self,

@@ -245,8 +245,9 @@ def make_table(
     known = [name for name in ("age", "bmi", "interval_days") if all(row.get(name) for row in rows)]
     numbers = {name: np.array([float(row[name]) for row in rows]) for name in known}  # no CT tells a BMI, for one
     patients = cohort.patients[chosen]
-    known = [name for name in ("vendor", "sex", "scanner") if any(row.get(name) for row in rows)]
-    groups = {name: np.array([row.get(name) or UNKNOWN for row in rows]) for name in known}
+    told = {name: [row.get(name) for row in rows] for name in ("vendor", "sex")}
+    told["scanner"] = [str(scanner) for scanner in cohort.scanners[chosen]]
+    groups = {name: np.array([one or UNKNOWN for one in values]) for name, values in told.items() if any(values)}
     halves = {"age": ("young", "senior"), "bmi": ("low", "high"), "interval": ("short", "long")}
     for name, (below, above) in halves.items():
         values = numbers.get("interval_days" if name == "interval" else name)

@@ -39,7 +39,7 @@ from models.training.loop import (
     short,
     train,
 )
-from models.training.readout import weigh
+from models.training.readout import known_scanners, weigh, weigh_apart
 
 NOT_MEASURED = "not measured"
 FLAT_SHARE = 0.2  # of the curve, at its end
@@ -140,8 +140,10 @@ def package_run(
     else:
         judged = np.arange(len(calibration.patients))
         answers = predict_cohort(_together(kept, config, device), calibration, judged, config.input, "fp32", device)
-    readout = weigh(_together(kept, config, device), cohort, config, device)
-    calibrated = calibrate(readout, judges, judged, answers, config.targets)
+    together = _together(kept, config, device)
+    readout = weigh(together, cohort, config, device)
+    unbiased = weigh_apart(together, cohort, config, device) if calibration is None else None
+    calibrated = calibrate(readout, judges, judged, answers, config.targets, unbiased)
     files = {one.plan.name: WEIGHTS if len(config.members) == 1 else f"{one.plan.name}.safetensors" for one in kept}
     finished = len(kept) == len(config.members) and all(one.finished for one in kept)
     manifest = Manifest(
@@ -154,6 +156,7 @@ def package_run(
             **_training(trained, cohort, config, calibration),
             "readout": readout and READOUT,
             "scanners": {} if readout is None else readout.by_scanner(),
+            "learned_on": known_scanners(cohort.scanners, cohort.patients) if (cohort.scanners != "").any() else None,
         },
         synthetic_only=cohort.provenance == "digital",
         metrics={"calibration": metrics(judged, calibrated.predicted, judges, config.targets)},
@@ -380,14 +383,15 @@ Intervals hold for patients like the calibration patients, not for other scanner
 
 def _scanners(manifest: Manifest, readout: Readout | None) -> str:
     """How each scanner reads, and what is told of a CT from another one; nothing where all are taken alike."""
-    if readout is None or not readout.scanners:
+    if readout is None or readout.between is None:
         return ""
+    if not readout.scanners:
+        return "\n**Scanners.** None had enough patients to tell how it reads: all intervals are wider.\n"
     named = [short(target).upper() for target in manifest.targets]
     rows = "\n".join(
         f"| {name} | {known.patients} | {' | '.join(f'{factor:.3f}' for factor in known.factors)} |"
         for name, known in readout.scanners.items()
     )
-    assert readout.between is not None
     differ = " and ".join(f"{share:.1%} ({name})" for share, name in zip(readout.between, named, strict=True))
     return f"""
 **Scanners.** Each reads mineral in its own way, so its answers are multiplied by a factor from its own patients' pairs:

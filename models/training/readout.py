@@ -64,9 +64,66 @@ def weigh(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, devic
     patients that it never trained on, with the outlines that it will be judged by. None where the configuration wants
     no readout, or the patients are too few for one.
     """
+    material = _material(network, cohort, config, device)
+    if material is None:
+        return None
+    patients, scanners = cohort.patients[material.unseen], cohort.scanners[material.unseen]
+    return with_scanners(material.fitted(), material.table, material.truth, patients, scanners)
+
+
+def weigh_apart(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, device: torch.device) -> Floats | None:
+    """What `weigh` says of those who are to calibrate it [vertebrae, targets], each by a readout fitted without them.
+
+    None where nobody who calibrates has fitted it.
+    """
+    material = None if apart_already(config) else _material(network, cohort, config, device)
+    if material is None:
+        return None
+    judged = cohort.where(config.calibration_folds)
+    table, scanners = material.table, cohort.scanners[material.unseen]
+    patients = cohort.patients[material.unseen]
+    told = np.full((len(cohort.patients), len(network.targets)), np.nan)
+    for others, left_out in GroupKFold(PATIENT_FOLDS).split(table, groups=patients):
+        truth = material.truth[others]
+        fitted = with_scanners(material.fitted(others), table[others], truth, patients[others], scanners[others])
+        told[material.unseen[left_out]] = fitted.of_columns(table[left_out], scanners[left_out])
+    alone = judged[np.isnan(told[judged]).any(axis=1)]  # those who only calibrate
+    if len(alone):
+        answers = predict_cohort(network, cohort, alone, config.input, "fp32", device)
+        whole = with_scanners(material.fitted(), table, material.truth, patients, scanners)
+        told[alone] = whole.of_columns(cohort_columns(cohort, alone, answers), cohort.scanners[alone])
+    found: Floats = told[judged].astype(np.float32)
+    return found
+
+
+def apart_already(config: TrainingConfig) -> bool:
+    """Whether nobody who calibrates fits the readout."""
+    return config.readout == "none" or not set(config.members[0].validation) & set(config.calibration_folds)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a readout is fitted to: columns and truth of those whom the network learned, and of those it never saw."""
+
+    learned: Values
+    learned_truth: Floats
+    unseen: Ints  # of the cohort
+    table: Values  # of the unseen
+    truth: Floats
+    targets: tuple[str, ...]
+
+    def fitted(self, rows: Ints | slice = slice(None)) -> Readout:
+        """The readout of these of the unseen."""
+        return fit_readout(self.learned, self.learned_truth, self.table[rows], self.truth[rows], self.targets)
+
+
+def _material(
+    network: PackageNetwork, cohort: Cohort, config: TrainingConfig, device: torch.device
+) -> _Material | None:
+    """None where the configuration wants no readout, or the patients are too few for one."""
     plan = config.members[0]
     learned, unseen = cohort.where(plan.training), cohort.where(plan.validation)
-    if config.readout == "none" or min(len(learned), len(unseen)) < FEWEST:
+    if config.readout == "none" or min(len(learned), len(unseen)) < FEWEST or not _enough(cohort, unseen, config):
         return None
     targets = network.targets
     nothing = np.full((len(learned), len(targets)), np.nan, dtype=np.float32)  # the network knows them by heart
@@ -75,8 +132,17 @@ def weigh(network: PackageNetwork, cohort: Cohort, config: TrainingConfig, devic
     answers = predict_cohort(network, cohort, unseen, config.input, "fp32", device)
     table, truth = cohort_columns(cohort, unseen, answers), cohort.truth(targets, unseen)
     learned_truth = np.tile(cohort.truth(targets, learned), (variants, 1))
-    readout = fit_readout(seen, learned_truth, table, truth, targets)
-    return with_scanners(readout, table, truth, cohort.patients[unseen], cohort.scanners[unseen])
+    return _Material(seen, learned_truth, unseen, table, truth, targets)
+
+
+def _enough(cohort: Cohort, unseen: Ints, config: TrainingConfig) -> bool:
+    """Whether enough stay to fit it to where each fifth of the patients is left out in turn (`weigh_apart`)."""
+    if apart_already(config):
+        return True
+    patients = cohort.patients[unseen]
+    if len(set(patients)) < PATIENT_FOLDS:
+        return False
+    return all(len(others) >= FEWEST for others, _ in GroupKFold(PATIENT_FOLDS).split(patients, groups=patients))
 
 
 def cohort_columns(cohort: Cohort, chosen: Ints, answers: Floats, *, variant: int = 0) -> Values:
@@ -149,15 +215,18 @@ def adjust_readout(
 def with_scanners(
     readout: Readout, values: Values, truth: Floats, patients: npt.NDArray[np.str_], scanners: npt.NDArray[np.str_]
 ) -> Readout:
-    """The readout with a factor for every scanner that enough of these vertebrae come from, and how they differ."""
+    """The readout with a factor for every scanner that enough of these vertebrae come from, and how they differ.
+
+    Where scanners are named, and each has too few, none is known: that they read alike is more than so few can tell.
+    """
     known = known_scanners(scanners, patients)
+    printed = np.array([PRINTED_BETWEEN[target] for target in readout.targets])
     if not known:
-        return readout
+        return replace(readout, between=printed) if (scanners != "").any() else readout
     named = np.where(np.isin(scanners, known), scanners, "")
     factors = scanner_factors(readout.of_columns(values), truth, patients, named)
     own = np.sqrt(np.mean([(one.factors - 1) ** 2 for one in factors.values()], axis=0))
-    between = np.maximum(own, [PRINTED_BETWEEN[target] for target in readout.targets])
-    return replace(readout, scanners=factors, between=between)
+    return replace(readout, scanners=factors, between=np.maximum(own, printed))
 
 
 def scanner_factors(

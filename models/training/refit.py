@@ -22,7 +22,7 @@ from models.training.cohort import Cohort, Ints
 from models.training.configuration import TrainingConfig
 from models.training.loop import predict_cohort
 from models.training.packaging import apart, metrics, model_card
-from models.training.readout import adjust_readout, cohort_columns, weigh
+from models.training.readout import adjust_readout, cohort_columns, weigh, weigh_apart
 
 
 def refit_package(
@@ -57,7 +57,8 @@ def refit_package(
     judges = calibration or cohort
     judged = judges.where(config.calibration_folds) if calibration is None else np.arange(len(judges.patients))
     answers = predict_cohort(network, judges, judged, config.input, "fp32", device)
-    calibrated = calibrate(readout, judges, judged, answers, config.targets)
+    own = weigh_apart(network, cohort, config, device) if calibration is None else None
+    calibrated = calibrate(readout, judges, judged, answers, config.targets, own)
     training = {
         **told,
         "cohort_sha256": cohort.sha256,

@@ -21,6 +21,7 @@ from service.domain.reasons import Code, Reason
 Report = Mapping[str, Any]
 
 INTERVAL_LEVEL = 0.90  # of the prediction intervals
+SCANNER_PATIENTS = 5  # in the test set; our choice: as many as a scanner's own factor needs to be learned
 SCANNERS = ("scanner", "vendor")  # the first of these subgroups that a report has tells the scanners apart
 
 
@@ -45,6 +46,11 @@ class Verdict:
     candidate_sha256: str | None
     champion_sha256: str | None
     checks: tuple[Check, ...]
+    scanners: tuple[str, ...] | None = None  # those that it was judged on; None: the report told none apart
+
+    def holds_on(self, scanner: str) -> bool:
+        """Whether it says anything of this scanner (`models.package.scanner_name`)."""
+        return self.scanners is None or scanner in self.scanners
 
     @property
     def passed(self) -> bool:
@@ -64,13 +70,16 @@ class Verdict:
             "candidate_sha256": self.candidate_sha256,
             "champion_sha256": self.champion_sha256,
             "checks": [check.as_dict() for check in self.checks],
+            "scanners": None if self.scanners is None else list(self.scanners),
         }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
         """Read back what `as_dict` wrote; `passed` is worked out anew."""
         checks = tuple(Check(Code(one["code"]), one["passed"] is True, one["text"]) for one in stored["checks"])
-        return cls(stored["gate"], stored["candidate_sha256"], stored["champion_sha256"], checks)
+        told = stored.get("scanners")  # not in verdicts of earlier releases
+        scanners = None if told is None else tuple(told)
+        return cls(stored["gate"], stored["candidate_sha256"], stored["champion_sha256"], checks, scanners)
 
 
 def judge(
@@ -91,7 +100,8 @@ def judge(
     checks += [*_detection(candidate, policy, definitions), _above_attenuation(candidate)]
     checks += [*_against_champion(candidate, champion or {}, policy)]
     checks += [*_calibration(candidate, policy), *_coverage(candidate, policy), *_bias(candidate, policy)]
-    return Verdict(gate, _text(candidate, "model_sha256"), _text(champion or {}, "model_sha256"), tuple(checks))
+    shas = (_text(candidate, "model_sha256"), _text(champion or {}, "model_sha256"))
+    return Verdict(gate, *shas, tuple(checks), _judged_on(candidate))
 
 
 # --- 1. on whom it was tested --------------------------------------------------------------------------------------
@@ -318,6 +328,14 @@ def _bias(report: Report, policy: GatePolicy) -> Iterator[Check]:
         path = ("subgroups", name, group, "bmd")
         judge_alone = _unbiased if patients >= policy.subgroup_patients else _not_surely_biased
         yield judge_alone(report, path, group, policy)
+
+
+def _judged_on(report: Report) -> tuple[str, ...] | None:
+    """The named scanners with enough patients in the test set to say anything at all."""
+    if not isinstance(_at(report, "subgroups", "scanner"), Mapping):
+        return None
+    on = [(group, patients) for factor, group, patients in _subgroups(report) if factor == "scanner"]
+    return tuple(sorted(group for group, patients in on if patients >= SCANNER_PATIENTS))
 
 
 def _unbiased(report: Report, path: tuple[str, ...], where: str, policy: GatePolicy) -> Check:

@@ -371,7 +371,7 @@ def _may_drive(measurements: Measurements, policy: ReferralPolicy) -> bool:
 def _beside(measurements: Measurements) -> Reason:
     """Why the network's values only stand beside the decision."""
     if not measurements.model_gate_passed or measurements.model_synthetic_only:
-        why = "it was not validated on this site's patients, and did not decide"
+        why = "it was not validated on this site's patients of this scanner, and did not decide"
     elif not measurements.model_knows_scanner:
         why = "it was not validated on this scanner, and did not decide"
     else:

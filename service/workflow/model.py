@@ -116,18 +116,18 @@ def shipped_in_force() -> InForce:
     return InForce(f"{manifest.name}-{manifest.version}", shipped.sha256, shipped.folder, gate_passed=False)
 
 
-def gate_passed(session: Session, sha256: str | None, gate: str | None = None) -> bool:
+def gate_passed(session: Session, sha256: str | None, *, gate: str | None = None, scanner: str | None = None) -> bool:
     """Whether this model passed this site's gate and a person promoted it, and it knows people's bones.
 
     A model that drives referrals needs all of it; one whose verdict was overturned since loses it. So does one that
     another gate than `gate` (`Policy.gate_label`) judged: under other limits, criteria or young adults it has to be
-    judged again.
+    judged again. A verdict says nothing of a `scanner` (`models.package.scanner_name`) that it was not given on.
     """
     row = session.scalars(select(ModelRow).where(ModelRow.sha256 == (sha256 or ""))).one_or_none()
     if row is None or row.synthetic_only or row.verdict is None:
         return False
     verdict = Verdict.from_dict(row.verdict)
-    if not verdict.passed or gate not in (None, verdict.gate):
+    if not verdict.passed or gate not in (None, verdict.gate) or not (scanner is None or verdict.holds_on(scanner)):
         return False
     promoted = exists().where(ActiveModelRow.model_id == row.id, ActiveModelRow.action == PROMOTE)
     return bool(session.scalar(select(promoted)))

@@ -16,8 +16,9 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from models.package import scanner_name
 from service.domain.completeness import closing
-from service.domain.eligibility import Verdict, assess_series, choose
+from service.domain.eligibility import Verdict, assess_series, choose, vendor_of
 from service.domain.facts import InstanceFacts
 from service.domain.policy import Policy
 from service.domain.reasons import Code, Reason
@@ -158,12 +159,17 @@ def record(
     assert study is not None
     series = session.get_one(SeriesRow, held.series_id)
     verdict = _verdict(series)
-    by = measurements.provenance.model_sha256
-    gate = model.gate_passed(session, by, policy.gate_label)  # whatever the worker believes
+    facts = _facts(session, series.id)
+    gate = model.gate_passed(  # whatever the worker believes
+        session,
+        measurements.provenance.model_sha256,
+        gate=policy.gate_label,
+        scanner=scanner_name(vendor_of(facts[0].manufacturer), facts[0].model_name),
+    )
     measurements = replace(measurements, model_gate_passed=gate)
     if measurements.provenance.segmenter is None:  # no volume at all: say only why, not which levels it lacks
         verdict = replace(verdict, eligible=False)
-    outcome = decide(measurements, _patient(_facts(session, series.id)), verdict, policy)
+    outcome = decide(measurements, _patient(facts), verdict, policy)
     document = result_document(
         study_uid=study.study_uid,
         series_uid=series.series_uid,

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from models.evaluation import (
+    Definition,
     Table,
     agreement,
     association,
@@ -95,6 +96,49 @@ def test_report_counts_patients_and_uses_their_means() -> None:
     json.dumps(figures, allow_nan=False)
 
 
+def test_a_patient_without_young_adults_is_not_counted_and_hides_nobody() -> None:
+    toy = table()
+    sexes = np.where(toy.patients == "P0", "O", toy.groups["sex"])
+    one = replace(toy, groups={**toy.groups, "sex": sexes})
+    figures = report(one, manifest(), yoshida({"F": 1.2, "M": 1.2}))
+    whole = report(toy, manifest(), yoshida({"F": 1.2, "M": 1.2}))
+    assert figures["per_patient"]["osteopenia"]["n"] == 11
+    first = toy.by_patient(toy.bmd)[0] / 1.2 < 0.8
+    counted = [found["per_patient"]["osteopenia"]["n_positive"] for found in (figures, whole)]
+    assert counted[0] == counted[1] - first
+    assert figures["subgroups"]["sex"]["O"]["detection"]["osteopenia"]["n"] == 0
+    assert figures["per_patient"]["tbs_impaired"]["n"] == 12
+    json.dumps(figures, allow_nan=False)
+
+
+def test_a_site_s_own_thresholds_and_young_adults_decide_who_is_counted() -> None:
+    """T -2.5 at or below, another SD for each sex: 0.95 and 0.70 g/cm2."""
+    young, cut = {"F": 1.2, "M": 1.2}, {"F": 0.95, "M": 0.70}
+    toy = table()
+    bmd = toy.bmd.copy()
+    bmd[:4] = 0.95  # the first, a woman, lies at her threshold
+    toy = replace(toy, bmd=bmd)
+    sexes = toy.groups["sex"][toy.first_rows]
+    expected = [mean <= cut[sex] + 1e-12 for mean, sex in zip(toy.by_patient(bmd), sexes, strict=True)]
+    found = report(toy, None, {"osteopenia": Definition("site: T <= -2.5", young, cut, inclusive=True)})
+    assert sexes[0] == "F"
+    assert found["per_patient"]["osteopenia"]["n_positive"] == sum(expected)
+    strict = report(toy, None, {"osteopenia": Definition("site: T < -2.5", young, cut)})
+    assert strict["per_patient"]["osteopenia"]["n_positive"] == sum(expected) - 1
+    assert found["per_patient"]["osteopenia"]["unit"] == "%YAM above the threshold"
+    assert found["per_patient"]["osteoporosis"] is None
+
+
+def test_a_row_without_a_scanner_hides_no_other(tmp_path: Path) -> None:
+    cohort = Cohort.read(tiny_cohort(tmp_path / "cohort", patients=10, gains={"One": 1.0, "Two": 1.0}))
+    rows = tuple({**row, "scanner": "" if row["patient_id"] == "P0" else row["scanner"]} for row in cohort.rows)
+    some = replace(cohort, rows=rows)
+    groups = make_table(some, np.arange(40), cohort.targets.astype(np.float64)).groups
+    assert {str(name): int((groups["scanner"] == name).sum()) for name in set(groups["scanner"])} == {
+        "canon One": 16, "canon Two": 20, "unknown": 4,
+    }  # fmt: skip
+
+
 def test_train_then_evaluate_as_a_user_would(tmp_path: Path) -> None:
     cohort = tiny_cohort(tmp_path / "cohort")
     settings = tmp_path / "config.json"
@@ -150,10 +194,10 @@ def test_people_are_counted_only_where_somebody_says_so(tmp_path: Path) -> None:
 
 def test_a_cohort_that_knows_its_scanners_is_judged_by_them(tmp_path: Path) -> None:
     cohort = Cohort.read(tiny_cohort(tmp_path / "cohort"))
-    rows = tuple({**row, "scanner": f"canon {index // 20}"} for index, row in enumerate(cohort.rows))
+    rows = tuple({**row, "scanner": f"Model {index // 20}"} for index, row in enumerate(cohort.rows))
     everybody = np.arange(len(rows))
     made = make_table(replace(cohort, rows=rows), everybody, cohort.targets.astype(np.float64))
-    assert sorted(set(made.groups["scanner"])) == ["canon 0", "canon 1"]
+    assert sorted(set(made.groups["scanner"])) == ["canon Model 0", "canon Model 1"]
     assert "scanner" not in make_table(cohort, everybody, cohort.targets.astype(np.float64)).groups
 
 

@@ -12,8 +12,17 @@ import torch
 from models.measures import NAMES
 from models.package import READOUT, ModelPackage, PackageError
 from models.readout import COLUMNS, FURTHEST, LEVELS, Readout, columns
-from models.training import Cohort, TrainingConfig, estimate_cohort, refit_for_site, refit_package, train_package
-from models.training.readout import adjust_readout, fit_readout
+from models.resnet50 import load_network
+from models.training import (
+    Cohort,
+    TrainingConfig,
+    conformal_intervals,
+    estimate_cohort,
+    refit_for_site,
+    refit_package,
+    train_package,
+)
+from models.training.readout import adjust_readout, fit_readout, weigh, weigh_apart
 from tests.models.tiny import INPUT, tiny_cohort, tiny_config
 
 HERE = Path("readout.json")
@@ -136,7 +145,7 @@ def test_answers_without_a_readout_are_the_start_of_one() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    return tiny_cohort(tmp_path_factory.mktemp("tiny") / "cohort", patients=20)
+    return tiny_cohort(tmp_path_factory.mktemp("tiny") / "cohort", patients=30)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +171,26 @@ def test_a_package_estimates_with_its_readout(folder: Path, package: ModelPackag
 def without_readout(package: ModelPackage) -> ModelPackage:
     files = {name: sha for name, sha in package.manifest.files.items() if name != READOUT}
     return dataclasses.replace(package, manifest=dataclasses.replace(package.manifest, files=files))
+
+
+def test_who_fits_a_readout_and_calibrates_it_is_judged_by_one_fitted_without_them(tmp_path: Path) -> None:
+    """The shipped configuration's patients do both; their own errors are smaller than anybody else's."""
+    both = {"readout": "measures", "keep": "last", "validation_folds": [8, 9], "calibration_folds": [8, 9]}
+    config = TrainingConfig.from_dict(tiny_config(**RUN).to_dict() | both)
+    cohort_dir = tiny_cohort(tmp_path / "cohort", patients=60)
+    made = train_package(cohort_dir, tmp_path / "made", config)
+    cohort, device = Cohort.read(cohort_dir), torch.device("cpu")
+    judged, network = cohort.where((8, 9)), load_network(made, torch.device("cpu"))
+    apart = weigh_apart(network, cohort, config, device)
+    assert apart is not None
+    own, truth = estimate_cohort(made, cohort, judged), cohort.targets[judged]
+    assert np.abs(apart - truth).mean() > np.abs(own - truth).mean()
+    intervals = conformal_intervals(apart - truth, cohort.patients[judged])
+    assert made.manifest.intervals[0].bmd_g_cm2 == pytest.approx(intervals[0].bmd_g_cm2, abs=1e-3)  # fp16
+    separate = dataclasses.replace(config, validation_folds=(8,), calibration_folds=(9,))
+    assert weigh_apart(network, cohort, separate, device) is None
+    few = Cohort.read(tiny_cohort(tmp_path / "few", patients=25))  # twenty vertebrae, none to leave out
+    assert weigh(network, few, config, device) is None
 
 
 def test_refitting_finds_the_same_readout_and_trains_nothing(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from models.evaluation import evaluate
-from models.package import ModelPackage, PackageError, Scanner, scanner_name
-from models.readout import COLUMNS, Readout, ScannerFactors, widened
+from models.package import TARGETS, ModelPackage, PackageError, Scanner, scanner_name
+from models.readout import COLUMNS, PRINTED_BETWEEN, Readout, ScannerFactors, widened
 from models.training import Cohort, TrainingConfig, estimate_cohort, refit_for_site, train_package
 from models.training.readout import adjust_readout, scanner_factors, with_scanners
 from tests.models.test_readout import HERE, RUN, any_readout
@@ -69,9 +69,13 @@ def test_a_scanner_of_few_patients_or_without_a_name_is_not_known() -> None:
     patients = np.array([f"P{number // 4}" for number in range(160)])
     before = any_readout()
     truth = (before.of_columns(table) + 0.1).astype(np.float32)
+    unnamed = adjust_readout(before, table, truth, patients, np.array([""] * 160))
+    assert (unnamed.scanners, unnamed.between, unnamed.knows("b")) == ({}, None, True)
     nobody = adjust_readout(before, table, truth, patients, np.array([""] * 144 + ["b"] * 16))
-    assert (nobody.scanners, nobody.between) == ({}, None)
-    assert nobody.knows("c")  # it tells none apart
+    assert (nobody.scanners, nobody.knows("b"), nobody.knows("")) == ({}, False, False)
+    assert dict(zip(TARGETS, nobody.between, strict=True)) == PRINTED_BETWEEN  # type: ignore[arg-type]
+    again = Readout.from_json(nobody.to_json(), HERE)
+    assert (again.scanners, again.knows("b")) == ({}, False)
     assert np.allclose(nobody.weights, adjust_readout(before, table, truth, patients).weights)
     two = adjust_readout(before, table, truth, patients, np.array(["a"] * 80 + ["b"] * 64 + ["c"] * 16))
     assert set(two.scanners) == {"a", "b"}
@@ -248,5 +252,5 @@ def test_an_evaluation_takes_each_scanner_s_own_intervals(refitted: ModelPackage
     halves = {"One": half, "New": widened(half, between * found)}
     for name, allowed in halves.items():
         share = (np.abs(found - cohort.targets[:, 0]) <= allowed)[cohort.scanners == f"canon {name}"].mean()
-        assert seen[name]["intervals"]["bmd_coverage"] == pytest.approx(share)
-    assert 0 < seen["New"]["intervals"]["bmd_coverage"] < 1
+        assert seen[f"canon {name}"]["intervals"]["bmd_coverage"] == pytest.approx(share)
+    assert 0 < seen["canon New"]["intervals"]["bmd_coverage"] < 1

@@ -36,6 +36,7 @@ from models.training import (
     training_images,
 )
 from models.training.batches import seen_slabs, steps_per_epoch
+from models.training.calibration import FEWEST
 from tests.models.tiny import INPUT, tiny_cohort, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -506,8 +507,21 @@ def test_conformal_intervals_cover_what_they_promise() -> None:
     assert intervals[3].bmd_g_cm2 == pytest.approx(intervals[0].bmd_g_cm2 / 2, rel=0.12)
 
 
-def test_with_few_patients_the_interval_is_the_largest_error() -> None:
-    errors = np.array([[0.1, 0.2], [-0.3, 0.1]], dtype=np.float32)
-    intervals = conformal_intervals(errors, np.array(["A", "B"]))
-    assert intervals[0].bmd_g_cm2 == pytest.approx(0.3)
-    assert intervals[0].tbs == pytest.approx(0.2)
+def test_intervals_from_few_patients_are_as_wide_as_few_can_tell() -> None:
+    """The largest of two errors holds two thirds of further ones; Student's t of two holds what it says."""
+    draw = np.random.default_rng(4)
+    held = []
+    for patients in (2, 3, 8):
+        names = np.arange(patients).astype(str)
+        errors = draw.normal(0, [0.05, 0.02], size=(4000, patients, 2)).astype(np.float32)
+        widths = [conformal_intervals(one, names)[0].bmd_g_cm2 for one in errors]
+        held.append((np.abs(draw.normal(0, 0.05, 4000)) <= widths).mean())
+        assert (np.abs(errors[:, :, 0]).max(axis=1) >= np.abs(draw.normal(0, 0.05, 4000))).mean() < 0.89
+    assert held == pytest.approx([0.9] * 3, abs=0.015)
+
+
+def test_nine_patients_are_the_fewest_whose_errors_tell_90_percent() -> None:
+    assert FEWEST == 9
+    errors = np.arange(1, 10, dtype=np.float32)[:, None] / 100
+    assert conformal_intervals(errors, np.arange(9).astype(str))[0].bmd_g_cm2 == pytest.approx(0.09)
+    assert conformal_intervals(errors[:8], np.arange(8).astype(str))[0].bmd_g_cm2 > 0.08

@@ -152,6 +152,16 @@ def test_small_subgroups_are_not_judged_and_large_ones_are() -> None:
     assert set(failing(verdict(spoilt, subgroup_patients=15))) >= {Code.GATE_BIAS}
 
 
+def test_a_verdict_holds_on_the_scanners_of_the_test_set_alone() -> None:
+    group = passing()["subgroups"]["vendor"]["canon"]
+    some = {"canon One": group, "ge Two": {**group, "n_patients": 5}, "ge Three": {**group, "n_patients": 4}}
+    found = verdict(passing(subgroups__scanner=some), passing(CHAMPION, subgroups__scanner=some))
+    assert found.scanners == ("canon One", "ge Two")
+    assert [found.holds_on(name) for name in (*some, "", "canon")] == [True, True, False, False, False]
+    assert Verdict.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    assert verdict(passing()).holds_on("any")  # vendors alone: it tells no scanners apart
+
+
 def test_scanners_go_before_vendors() -> None:
     groups = passing()["subgroups"]["vendor"]
     spoilt = passing(subgroups__scanner={"canon aquilion": dict(groups["canon"])})

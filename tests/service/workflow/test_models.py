@@ -198,9 +198,9 @@ def test_only_a_promoted_model_that_knows_people_may_drive(store: Store, home: L
     people = registered(store, home.keep_run(toy_models.run(tmp_path / "a", "1")))
     digital = registered(store, home.keep_run(toy_models.run(tmp_path / "b", "2", synthetic_only=True)))
 
-    def drives(sha256: str | None) -> bool:
+    def drives(sha256: str | None, **told: str) -> bool:
         with store.reading() as session:
-            return model.gate_passed(session, sha256)
+            return model.gate_passed(session, sha256, **told)
 
     assert not drives(None)
     assert not drives(model.shipped_model().sha256)
@@ -212,6 +212,9 @@ def test_only_a_promoted_model_that_knows_people_may_drive(store: Store, home: L
         models.rollback(session, "no", BY)
     promoted(store, people.id, home)
     assert drives(people.sha256)
+    assert drives(people.sha256, gate=POLICY.gate_label)
+    stricter = replace(POLICY, gate=replace(POLICY.gate, bias_g_cm2=0.01))
+    assert not drives(people.sha256, gate=stricter.gate_label)  # judged by other rules than are in force
     run = toy_models.run(tmp_path / "again", "1", n_patients_real=10)
     kept = home.keep_run(run)
     with store.transaction() as session:
