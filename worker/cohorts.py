@@ -127,7 +127,7 @@ def _facts(
     }
     if digital and "tbs" in manifest["targets"]:
         facts["tbs_kind"] = "simulated"
-    for name in ("definitions", "young_adult_bmd"):  # the latter in the manifests of earlier releases
+    for name in ("densitometer", "definitions", "young_adult_bmd"):  # the last in the manifests of earlier releases
         if manifest.get(name):
             facts[name] = manifest[name]
     return facts

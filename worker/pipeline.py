@@ -165,6 +165,7 @@ class Pipeline:
             model_gate_passed=self.gate_passed,
             model_measures_tbs=self.predictor.measures_tbs,
             model_knows_scanner=self.predictor.knows(volume.scanner),
+            model_densitometer=self.predictor.densitometer,
             patient_bmd_interval=_rounded_pair(patient.bmd_interval, 4) if patient else None,
             patient_tbs_interval=_rounded_pair(patient.tbs_interval, 4) if patient else None,
             refusals=anatomy.refusals,

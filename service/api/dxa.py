@@ -227,7 +227,7 @@ def dxa_router(desk: Desk) -> APIRouter:
     def pairs(request: Request) -> PairingShape:
         """Which CT has which DXA result, and why others have none."""
         with desk.store.transaction() as session:
-            found = pairing.overview(session, window_days)
+            found = pairing.overview(session, desk.policy.pairing)
             desk.note(session, request, "pairing.view", "dxa", pairs=len(found.pairs))
         return _pairing_shape(found)
 

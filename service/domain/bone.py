@@ -20,7 +20,9 @@ from typing import Any
 
 from service.domain.errors import ReferenceDataError
 
-DEVICE = "Lunar"  # the networks predict what a GE Lunar Prodigy would have measured (Yoshida 2023)
+DEVICE = "Lunar"  # what the shipped networks predict: what a GE Lunar Prodigy would have measured (Yoshida 2023)
+# Makers, as DXA results name them (`service.domain.dxa.manufacturer_named`), and the device of a reference for each.
+DENSITOMETERS = {"GE Lunar": DEVICE, "Hologic": "Hologic", "Norland": "Norland"}
 REGION = "L1-L4"
 REGION_LEVELS = {REGION: ("L1", "L2", "L3", "L4"), "L2-L4": ("L2", "L3", "L4")}
 SEXES = {"F": "women", "M": "men"}
@@ -89,13 +91,13 @@ def reference_words(document: Mapping[str, Any]) -> str | None:
 # Which reference may be used for whom
 
 
-def misfits(reference: Reference, sex: str, regions: Sequence[str]) -> tuple[str, ...]:
-    """Why this reference may not be chosen for real patients of one sex, under criteria for these regions."""
+def misfits(reference: Reference, sex: str, regions: Sequence[str], device: str = DEVICE) -> tuple[str, ...]:
+    """Why this reference may not be chosen for people of one sex, under criteria for these regions, for this device."""
     found = []
     if reference.provenance is not ReferenceOrigin.PUBLISHED:
         found.append("it is a cohort of digital patients, which says nothing about people")
-    if reference.device != DEVICE:
-        found.append(f"it is for {reference.device}, and the networks predict {DEVICE}")
+    if reference.device != device:
+        found.append(f"it is for {reference.device}, and this site's BMD is {device}'s")
     if reference.region not in regions:
         found.append(f"it is for {reference.region}, and the criteria allow {' or '.join(regions)}")
     if reference.sex != sex:
@@ -124,9 +126,9 @@ class References:
         found = {sex: self.digital(sex) for sex in SEXES}
         return {sex: entry for sex, entry in found.items() if entry is not None}
 
-    def fitting(self, sex: str, regions: Sequence[str]) -> tuple[Reference, ...]:
+    def fitting(self, sex: str, regions: Sequence[str], device: str = DEVICE) -> tuple[Reference, ...]:
         """The published ones that a site could verify and choose for patients of this sex."""
-        return tuple(entry for entry in self.entries if not misfits(entry, sex, regions))
+        return tuple(entry for entry in self.entries if not misfits(entry, sex, regions, device))
 
 
 # The data files

@@ -77,6 +77,8 @@ _LEVELS = re.compile(r"\bl[1-4](?:\s*[-–,&+]\s*l?[1-4])*(?![0-9])", re.IGNOREC
 _LEFT_OUT = re.compile(r"\(\s*(l[1-4](?:\s*,\s*l[1-4])*)\s*\)", re.IGNORECASE)
 _SITE_NAME = re.compile(r"\bsite\b|region|\blevel\b|vertebra|anatom|\broi\b")
 _DATE_NAME = re.compile(r"(scan|exam|examination|acquisition|study|measure(ment|d)?) date|date of (the )?(scan|exam)")
+# Not of this scan: an item so called, or one that stands within another so called.
+_EARLIER = re.compile(r"\b(previous|prior|baseline|comparison|earlier|last|birth)\b")
 _SCAN_NAME = re.compile(r"\b(scan|exam|examination) (id|number)\b")
 
 # Units by UCUM (PS3.16 CID 82 and others) and as older reports write them; the factor makes ours of it.
@@ -146,8 +148,12 @@ def read_report(root: Item, facts: InstanceFacts) -> DxaScan | NoDxa | tuple[Rea
 def _measured(root: Item) -> Iterator[tuple[Item, tuple[Item, ...], str]]:
     """Every numeric item that is one of our quantities."""
     for item, above in root.walk():
-        if item.kind == NUM and (quantity := _quantity(item.name)) is not None:
+        if item.kind == NUM and (quantity := _quantity(item.name)) is not None and not _earlier(above):
             yield item, above, quantity
+
+
+def _earlier(items: Iterable[Item]) -> bool:
+    return any(_EARLIER.search(one.name.meaning.casefold()) for one in items)
 
 
 def _quantity(name: Concept) -> str | None:
@@ -296,9 +302,9 @@ def _day(root: Item, facts: InstanceFacts, read: _Read) -> date | None:
 
 
 def _dates(root: Item) -> Iterable[date | None]:
-    for item, _ in root.walk():
+    for item, above in root.walk():
         named = item.name.key == STUDY_DATE or _DATE_NAME.search(item.name.meaning.casefold())
-        if item.kind in (DATE, DATETIME, TEXT) and named:
+        if item.kind in (DATE, DATETIME, TEXT) and named and not _earlier((item, *above)):
             yield _da(item.text)
 
 

@@ -17,7 +17,7 @@ import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
-from service.domain.bone import REGION, Reference, References, load_references, misfits
+from service.domain.bone import DENSITOMETERS, REGION, Reference, References, load_references, misfits
 from service.domain.criteria import PROFILES, YOSHIDA, YOSHIDA_2023, CriteriaProfile, definitions
 from service.domain.errors import PolicyError
 
@@ -259,6 +259,14 @@ class ReferralPolicy:
 @dataclass(frozen=True, slots=True)
 class PairingPolicy:
     """Which DXA result may say what the bone of a CT is."""
+
+    densitometer: str = _threshold(
+        "GE Lunar",
+        unit="maker of the densitometer",
+        source="the site: whose BMD its pairs, its retrained models and its young adults speak; makers read "
+        "the same bone differently, by some 10 % [K] unverified",
+        choices=tuple(DENSITOMETERS),
+    )
 
     window_days: int = _threshold(
         365, unit="days", source=f"{UNVERIFIED}; bone changes by a few per cent in a year", low=1, high=3650
@@ -509,7 +517,8 @@ def load_policy(toml_text: str, references: References | None = None) -> Policy:
         raise PolicyError("", f"not valid TOML: {error}") from None
     policy: Policy = _override(DEFAULT_POLICY, given, "")
     _check_order(policy)
-    return replace(policy, references=_chosen_references(policy.referral, references or load_references()))
+    device = DENSITOMETERS[policy.pairing.densitometer]
+    return replace(policy, references=_chosen_references(policy.referral, references or load_references(), device))
 
 
 def _override(section: Any, given: dict[str, Any], prefix: str) -> Any:
@@ -595,22 +604,24 @@ def _check_order(policy: Policy) -> None:
             raise PolicyError(f"{prefix}.{lower}", f"{low:g} must not be above {upper} ({high:g})")
 
 
-def _chosen_references(policy: ReferralPolicy, at_hand: References) -> tuple[Reference, ...]:
+def _chosen_references(policy: ReferralPolicy, at_hand: References, device: str) -> tuple[Reference, ...]:
     """The references chosen for women and men: one that does not fit is refused at start, not on the first patient."""
     wanted = {"F": ("reference_female", policy.reference_female), "M": ("reference_male", policy.reference_male)}
     return tuple(
-        _chosen_reference(f"referral.{name}", key, sex, policy.profile, at_hand)
+        _chosen_reference(f"referral.{name}", key, sex, policy.profile, at_hand, device)
         for sex, (name, key) in wanted.items()
         if key
     )
 
 
-def _chosen_reference(name: str, key: str, sex: str, profile: CriteriaProfile, at_hand: References) -> Reference:
+def _chosen_reference(
+    name: str, key: str, sex: str, profile: CriteriaProfile, at_hand: References, device: str
+) -> Reference:
     reference = at_hand.named(key)
     if reference is None:
-        known = ", ".join(entry.key for entry in at_hand.fitting(sex, profile.regions)) or "none"
+        known = ", ".join(entry.key for entry in at_hand.fitting(sex, profile.regions, device)) or "none"
         raise PolicyError(name, f"no reference {key!r} is at hand; of this sex, for {profile.name}, there are: {known}")
-    against = list(misfits(reference, sex, profile.regions))
+    against = list(misfits(reference, sex, profile.regions, device))
     if not against and not reference.verified_by_site:
         against = ["this site has not verified it (a file of its own in OSTEOGATE_REFERENCES_DIR says so)"]
     if against:

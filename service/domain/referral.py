@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from service.domain.bone import (
+    DENSITOMETERS,
     DEVICE,
     REGION,
     REGION_LEVELS,
@@ -116,7 +117,8 @@ def decide(
     if too_few:
         return _not_assessable(policy, patient, too_few, eligible=True, verdict_reasons=noted)
     values, implausible = _patient_values(measurements, patient, policy.referral)
-    reference = _reference_for(patient, policy, references or load_references())
+    device = DENSITOMETERS.get(measurements.model_densitometer, measurements.model_densitometer)
+    reference = _reference_for(patient, policy, references or load_references(), device)
     values, reference = _related(values, measurements, reference, policy.referral)
     finding = _judge(measurements, values, patient, reference, policy.referral)
     reasons = _distinct((*finding.reasons, *implausible))
@@ -276,22 +278,27 @@ def _interval(patient: Interval | None, levels: Sequence[Interval | None]) -> In
 # %YAM and T: the mean over the levels of the reference's region, never without the reference's authority
 
 
-def _reference_for(patient: PatientFacts, policy: Policy, references: References) -> Reference | Reason:
-    """The reference for this patient, or the reason why there is none; digital and real never share one."""
+def _reference_for(patient: PatientFacts, policy: Policy, references: References, device: str) -> Reference | Reason:
+    """The reference for this patient and the `device` whose BMD was predicted, or the reason why there is none.
+
+    Digital and real patients never share one.
+    """
     if patient.sex not in SEXES:
         return _withheld("the patient's sex is not given as F or M")
     if patient.synthetic:
-        wanted = f"{SEXES[patient.sex]}, {DEVICE}, {REGION}"
-        cohort = references.digital(patient.sex)
+        wanted = f"{SEXES[patient.sex]}, {device}, {REGION}"
+        cohort = references.digital(patient.sex) if device == DEVICE else None
         return cohort or _withheld(f"no digital young-adult cohort ({wanted}) has been made")
     chosen = policy.reference_for(patient.sex)
     if chosen and chosen.provenance is ReferenceOrigin.PUBLISHED and chosen.verified_by_site:
-        return chosen
+        return (
+            chosen if chosen.device == device else _withheld(f"{chosen.key} is for {chosen.device}, BMD is {device}'s")
+        )
     regions = policy.referral.profile.regions
-    fitting = ", ".join(entry.key for entry in references.fitting(patient.sex, regions))
+    fitting = ", ".join(entry.key for entry in references.fitting(patient.sex, regions, device))
     if fitting:
         return _withheld(f"this site has verified and chosen no young-adult reference ({fitting} would fit)")
-    return _withheld(f"no reference at hand fits ({SEXES[patient.sex]}, {DEVICE}, {' or '.join(regions)})")
+    return _withheld(f"no reference at hand fits ({SEXES[patient.sex]}, {device}, {' or '.join(regions)})")
 
 
 def _withheld(why: str) -> Reason:

@@ -170,6 +170,7 @@ class Measurements:
     model_gate_passed: bool = False  # a person promoted it here after it passed this site's gate on people
     model_measures_tbs: bool = True  # False: it was trained on BMD alone
     model_knows_scanner: bool = True  # False: it was fitted to other scanners, or to digital patients alone
+    model_densitometer: str = "GE Lunar"  # the maker whose BMD it predicts
     patient_bmd_interval: Interval | None = None
     patient_tbs_interval: Interval | None = None
     refusals: tuple[Reason, ...] = ()  # CT-wide reasons found in the pixels

@@ -93,7 +93,7 @@ def dxa_page_router(desk: Desk, pages: Pages) -> APIRouter:
     def pairs(request: Request) -> Response:
         """Which CT has which DXA result, and why others have none."""
         with desk.store.transaction() as session:
-            found = pairing.overview(session, desk.policy.pairing.window_days)
+            found = pairing.overview(session, desk.policy.pairing)
             reminder = performance.reminder(session, desk.policy)
             desk.note(session, request, "pairing.view", "dxa", pairs=len(found.pairs))
         return pages.render(request, "pairing.html", {"found": found, "most": SHOWN_PAIRS, "reminder": reminder})

@@ -97,7 +97,7 @@ class _Entry:
 
 def overview(session: Session, policy: Policy) -> Overview:
     """How every model does, and whether a retraining would have enough new pairs."""
-    found = pairing.overview(session, policy.pairing.window_days).pairs
+    found = pairing.overview(session, policy.pairing).pairs
     entries = _entries(session, found)
     models = _models(session)
     told = tuple(_of_model(model, entries, policy) for model in models)

@@ -60,6 +60,7 @@ from service.workflow.people import By
 
 FORMAT = 1  # of the manifest
 CONFIGURATIONS = Path(models.package.__file__).parent / "configurations"
+DIGITAL_DENSITOMETER = "GE Lunar"  # what measured digital patients is made after a Prodigy
 _CHUNK = 500
 
 
@@ -137,7 +138,7 @@ class Survey:
 
 def surveys(session: Session, policy: Policy) -> tuple[Survey, ...]:
     """For patients and for digital ones: what there is for BMD and TBS, and for BMD alone."""
-    pairs = pairing.overview(session, policy.pairing.window_days).pairs
+    pairs = pairing.overview(session, policy.pairing).pairs
     return tuple(
         _survey(session, policy, people, targets, pairs) for people in People for targets in (TARGETS, BMD_ALONE)
     )
@@ -145,7 +146,7 @@ def surveys(session: Session, policy: Policy) -> tuple[Survey, ...]:
 
 def survey(session: Session, policy: Policy, people: People, targets: tuple[str, ...] = TARGETS) -> Survey:
     """What there is, and whether a run could start now."""
-    pairs = pairing.overview(session, policy.pairing.window_days).pairs
+    pairs = pairing.overview(session, policy.pairing).pairs
     return _survey(session, policy, people, targets, pairs)
 
 
@@ -197,8 +198,19 @@ def _candidates(
                 sex, age = study.patient_sex or "", study.patient_age_years
                 device = f"{scan.manufacturer} {scan.model}"
                 found.append(_Candidate(pair, result, levels, seen, sex, age, device))
-    found.sort(key=lambda one: one.pair.ct.study_uid)
-    return found, tuple(sorted(left_out, key=lambda one: one[0]))
+    found, others = _one_each(found)
+    return found, tuple(sorted([*left_out, *others], key=lambda one: one[0]))
+
+
+def _one_each(found: Sequence[_Candidate]) -> tuple[list[_Candidate], list[tuple[str, Reason]]]:
+    """One pair a patient, by study UID, and the others: whoever is scanned often must not weigh more than others."""
+    best: dict[str, _Candidate] = {}
+    for one in sorted(found, key=lambda one: (abs(one.pair.days), one.pair.ct.study_uid)):
+        best.setdefault(one.pair.ct.patient_id, one)
+    kept = sorted(best.values(), key=lambda one: one.pair.ct.study_uid)
+    told = "another CT of the patient is nearer to its DXA, and each patient counts once"
+    left = {one.pair.ct.study_uid for one in found} - {one.pair.ct.study_uid for one in kept}
+    return kept, [(study_uid, Reason(Code.TRAINING_OTHER_PAIR, told)) for study_uid in left]
 
 
 def _results(session: Session, study_uids: Collection[str]) -> dict[str, ResultRow]:
@@ -299,7 +311,7 @@ class Created:
 
 def create(session: Session, wanted: Wanted, by: By, *, policy: Policy, shelf: Shelf, room: Room) -> Created:
     """Freeze what a run learns from and let it wait for the trainer; a refusal stands in the audit as well."""
-    pairs = pairing.overview(session, policy.pairing.window_days).pairs
+    pairs = pairing.overview(session, policy.pairing).pairs
     targets = wanted.learned if set(BMD_ALONE) <= set(wanted.learned) else TARGETS  # else it is refused below
     found, left_out = _candidates(session, pairs, wanted.people, targets)
     placed = _places(session, found, policy, wanted.seed)
@@ -385,6 +397,7 @@ def _manifest(
         "software": software_version(),
         "policy": policy.label,
         "window_days": policy.pairing.window_days,
+        "densitometer": DIGITAL_DENSITOMETER if wanted.people is People.DIGITAL else policy.pairing.densitometer,
         "targets": list(wanted.learned),
         "configuration": configured(wanted, shelf.configurations, origin, version=str(row.id)),
         "start": wanted.start.value,

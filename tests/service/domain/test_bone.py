@@ -87,7 +87,7 @@ def test_each_sex_has_its_digital_cohort() -> None:
         ("us-f-l1l4-lunar", "M", ("L1-L4",), ("for women, not for men",)),
         ("japan-f-l2l4-lunar-dpx", "F", ("L1-L4",), ("for L2-L4, and the criteria allow L1-L4",)),
         ("japan-f-l2l4-lunar-dpx", "F", ("L1-L4", "L2-L4"), ()),
-        ("us-m-hologic-nhanes", "M", ("L1-L4",), ("for Hologic, and the networks predict Lunar",)),
+        ("us-m-hologic-nhanes", "M", ("L1-L4",), ("for Hologic, and this site's BMD is Lunar's",)),
         ("young-f-l1l4", "F", ("L1-L4",), ("digital patients",)),
         ("japan-f-l2l4-hologic", "M", ("L1-L4",), ("Hologic", "L2-L4", "not for men")),
     ],

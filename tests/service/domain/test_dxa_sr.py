@@ -174,6 +174,16 @@ def test_the_day_is_what_the_report_says_it_is() -> None:
     assert codes(spine(), study_date=None) == [Code.DXA_DATE]
 
 
+def test_an_earlier_scan_in_the_report_gives_neither_day_nor_figures() -> None:
+    for name in ("Previous Scan Date", "Baseline Exam Date", "Date of the last scan"):
+        told = spine(Item(DATE, named(name), text="20240105"))
+        assert scan(told).scan_date == date(2026, 3, 4)
+    before = box("Prior Exam", Item(DATE, named("Scan Date"), text="20240105"), region("L1", 0.5, 11.0))
+    found = scan(spine(before))
+    assert found.scan_date == date(2026, 3, 4)
+    assert found.levels["L1"].figures.bmd_g_cm2 != 0.5
+
+
 def test_the_observing_device_stands_before_the_one_that_wrote_the_report() -> None:
     observer = (
         Item(TEXT, Concept("121014", "DCM", "Device Observer Manufacturer"), text="Hologic"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
 import pytest
 
-from service.domain.pairing import Ct, Dxa, pair, tally
+from service.domain.pairing import Ct, Dxa, answered, pair, tally
 from service.domain.reasons import Code
 
 DAY = date(2026, 3, 4)
@@ -52,6 +53,8 @@ def test_levels_left_out_on_either_side_stay_out() -> None:
         (ct(), [dxa(days=366)], Code.PAIR_OUTSIDE_WINDOW),
         (ct(levels=frozenset({"L1"})), [dxa(levels=frozenset({"L2"}))], Code.PAIR_NO_COMMON_LEVEL),
         (ct(), [dxa(1, 10), dxa(2, -10)], Code.PAIR_AMBIGUOUS),
+        (ct(sex="F"), [dxa(sex="M")], Code.PAIR_OTHER_SEX),
+        (ct(issuers=("East", "West")), [dxa()], Code.PAIR_ISSUERS),
     ],
 )
 def test_what_stays_alone_says_why(one: Ct, results: list[Dxa], code: Code) -> None:
@@ -81,6 +84,44 @@ def test_one_result_goes_to_one_ct() -> None:
     assert both.pairs == ()
     assert tally(both) == {Code.PAIR_AMBIGUOUS: 2}
     assert [one.id for one in both.unused] == [1]
+
+
+def test_a_result_of_the_other_sex_is_passed_over_and_an_unknown_sex_contradicts_none() -> None:
+    found = pair([ct(sex="F")], [dxa(1, 0, sex="M"), dxa(2, 40, sex="F")], 365)
+    assert [(one.dxa.id, one.days) for one in found.pairs] == [(2, 40)]
+    assert pair([ct(sex="F")], [dxa(sex="")], 365).pairs
+    assert pair([ct(sex="O")], [dxa(sex="M")], 365).pairs
+
+
+def test_people_are_paired_with_densitometers_of_one_maker() -> None:
+    """Bone that reads 1.00 on one maker's reads another figure on the other's: mixed pairs teach neither."""
+    both = [dxa(1, 1, maker="Hologic"), dxa(2, 90, maker="GE Lunar")]
+    assert [one.dxa.id for one in pair([ct()], both, 365, "GE Lunar").pairs] == [2]
+    assert [one.dxa.id for one in pair([ct()], both, 365, "Hologic").pairs] == [1]
+    (alone,) = pair([ct()], both[:1], 365, "GE Lunar").unpaired
+    assert (alone.reason.code, "Hologic" in alone.reason.text) == (Code.PAIR_OTHER_DENSITOMETER, True)
+    digital = pair([ct(synthetic=True)], [dxa(synthetic=True, maker="GE Lunar")], 365, "Hologic")
+    assert len(digital.pairs) == 1
+
+
+def test_one_scan_that_came_twice_is_one_scan() -> None:
+    """As a table and as a report, under other scan numbers; what differs is another scan."""
+    table = dxa(1, figures=dict.fromkeys(ALL, (0.9, 1.3)))
+    printed = dxa(2, figures=dict.fromkeys(ALL, (0.9004, None)))
+    assert [one.dxa.id for one in pair([ct()], [printed, table], 365).pairs] == [1]  # it tells TBS as well
+    other = dxa(3, figures=dict.fromkeys(ALL, (0.91, None)))
+    assert why(ct(), results=[table, other]) == [Code.PAIR_AMBIGUOUS]
+    assert why(ct(), results=[table, replace(printed, maker="Hologic")]) == [Code.PAIR_AMBIGUOUS]
+    assert why(ct(days=5), results=[table, dxa(2, 10, figures=dict(table.figures))]) == [Code.PAIR_AMBIGUOUS]
+
+
+def test_whoever_went_to_dxa_went_whatever_it_is_compared_with() -> None:
+    results = [dxa(1, -3), dxa(2, 40, maker="Hologic")]  # the older one is nearer
+    assert pair([ct()], results, 365, "GE Lunar").pairs == ()
+    assert pair([ct()], results, 365).pairs[0].dxa.id == 1
+    assert answered([ct("a"), ct("b", 41), ct("c", None), ct("d", issuers=("E", "W"))], results, 365) == {"a"}
+    assert answered([ct("a", sex="F")], [dxa(2, 40, sex="M")], 365) == frozenset()
+    assert answered([ct("a")], [dxa(2, 366)], 365) == frozenset()
 
 
 def test_the_order_of_the_input_changes_nothing() -> None:

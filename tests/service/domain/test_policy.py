@@ -127,11 +127,11 @@ def test_the_label_tells_other_numbers_under_the_same_key() -> None:
         ('reference_male = "nobody"', "there are: ours-m"),
         ('reference_female = "ours-m"', "it is for men, not for women"),
         ('reference_male = "ours-f"', "it is for women, not for men"),
-        ('reference_female = "ours-hologic"', "it is for Hologic, and the networks predict Lunar"),
+        ('reference_female = "ours-hologic"', "it is for Hologic, and this site's BMD is Lunar's"),
         ('reference_female = "ours-hip"', "it is for Total Hip, and the criteria allow L1-L4"),
         ('reference_female = "us-f-l1l4-lunar"', "this site has not verified it"),
         ('reference_female = "young-f-l1l4"', "digital patients, which says nothing about people"),
-        ('reference_male = "us-f-hologic-nhanes"', "Hologic, and the networks predict Lunar; it is for women"),
+        ('reference_male = "us-f-hologic-nhanes"', "Hologic, and this site's BMD is Lunar's; it is for women"),
     ],
 )
 def test_a_reference_that_does_not_fit_is_refused_at_start_and_why(choice: str, why: str) -> None:

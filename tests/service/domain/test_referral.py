@@ -16,6 +16,7 @@ from service.domain import referral
 from service.domain.bone import Reference, ReferenceOrigin, References, load_references, reference_words
 from service.domain.criteria import PROFILES
 from service.domain.eligibility import Verdict
+from service.domain.errors import PolicyError
 from service.domain.policy import DEFAULT_POLICY, Policy, load_policy
 from service.domain.reasons import Code, Reason
 from service.domain.referral import Outcome, PatientFacts, decide, reportable
@@ -683,3 +684,19 @@ def test_every_code_of_the_decision_has_a_case() -> None:
     given_here = {code for code in Code if f"Code.{code}" in source}
     assert given_here
     assert not {code for code in given_here if f"Code.{code}" not in tests}
+
+
+def test_young_adults_of_another_densitometer_than_the_model_s_are_withheld() -> None:
+    """A model that speaks Lunar beside young adults measured by Hologic would refer too few."""
+    hologic = replace(SITE_WOMEN, device="Hologic")
+    text = f'[pairing]\ndensitometer = "Hologic"\n[referral]\nreference_female = "{hologic.key}"'
+    policy = load_policy(text, References((hologic,)))
+    lunar = judge(measured(percent=60.0), REAL, policy=policy)
+    assert lunar.patient.percent_yam is None
+    assert Code.REFERENCE_WITHHELD in codes(lunar)
+    own = judge(measured(percent=60.0, model_densitometer="Hologic"), REAL, policy=policy)
+    assert own.patient.percent_yam == pytest.approx(60.0)
+    digital = judge(measured(percent=60.0, model_densitometer="Hologic"), DIGITAL)
+    assert digital.patient.percent_yam is None
+    with pytest.raises(PolicyError, match="this site's BMD is Lunar's"):
+        load_policy(f'[referral]\nreference_female = "{hologic.key}"', References((hologic,)))

@@ -118,7 +118,7 @@ def dxa_of(
     day = date.fromisoformat(study.study_date or "") + timedelta(days=days)
     levels = {name: Level(Figures(bmd_g_cm2=round(bmd, 3))) for name in LEVELS}
     scan = DxaScan(
-        study.patient_id or "", day, "Hologic", "Horizon", levels, Figures(t_score=t_score), synthetic=study.synthetic
+        study.patient_id or "", day, "GE Lunar", "iDXA", levels, Figures(t_score=t_score), synthetic=study.synthetic
     )
     taken = dxa.accept(session, scan, By("test", at), window_days=365)
     assert taken.id is not None, taken.reasons

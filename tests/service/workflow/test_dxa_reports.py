@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from sqlalchemy import select
 
 from service.dicom.listener import Listener
-from service.domain.policy import DEFAULT_POLICY
+from service.domain.policy import DEFAULT_POLICY, PairingPolicy
 from service.domain.states import DxaReportState
 from service.steward import Steward
 from service.store.engine import Store
@@ -105,9 +105,9 @@ def test_a_report_sent_by_a_peer_is_paired_with_its_ct_and_closes_the_loop(
         )  # fmt: skip
         (delivery,) = dxa.imports(session)
         assert (delivery.layout, delivery.actor, delivery.accepted) == ("dicom-sr", "dicom:DENSITO", 1)
-        (pair,) = pairing.overview(session, 365).pairs
+        (pair,) = pairing.overview(session, PairingPolicy()).pairs
         assert (pair.ct.study_uid, pair.days, pair.levels) == ("1.2.3", 3, ("L1", "L2", "L3", "L4"))
-        assert pairing.overview(session, 365).unpaired == ()  # the densitometer's own study is no CT
+        assert pairing.overview(session, PairingPolicy()).unpaired == ()  # the densitometer's own study is no CT
         detail = reading.study(session, "1.2.3")
         assert detail is not None
         assert detail.entry.referral is not None

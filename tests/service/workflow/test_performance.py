@@ -89,7 +89,7 @@ def test_a_newer_model_is_in_force_and_the_reminder_counts_from_it(store: Store)
 def a_run(store: Store, state: RunState, studies: list[str]) -> int:
     """A training run that learned from these studies' pairs."""
     with store.transaction() as session:
-        found = pairing.overview(session, POLICY.pairing.window_days).pairs
+        found = pairing.overview(session, POLICY.pairing).pairs
         taken = [{"study_uid": one.ct.study_uid, "dxa_id": one.dxa.id} for one in found if one.ct.study_uid in studies]
         assert len(taken) == len(studies)
         row = TrainingRunRow(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -16,12 +16,21 @@ from service.domain.splits import Part
 from service.domain.states import RunStage, RunState
 from service.domain.training import BMD_ALONE, TARGETS, People, Start, Wanted
 from service.store.engine import Store
-from service.store.tables import AuditRow, DxaLevelRow, ResultRow, StudyRow, TrainingPatientRow, TrainingRunRow
+from service.store.tables import (
+    AuditRow,
+    DxaLevelRow,
+    DxaScanRow,
+    InstanceRow,
+    ResultRow,
+    StudyRow,
+    TrainingPatientRow,
+    TrainingRunRow,
+)
 from service.workflow import pairing, training, training_work
 from service.workflow.training import Lost, NotChangeable, Outcome, Room, RunLine
 from service.workflow.training_work import Grip, RunClaim
 from service.workflow.work import StaleToken
-from tests.service.workflow.pairs import ASKED, BY, NOW, PATIENTS, QUICK, SMALL, ask, fill
+from tests.service.workflow.pairs import ASKED, BY, NOW, PATIENTS, QUICK, SMALL, ask, fill, pair
 
 OUTCOME = Outcome(
     "training/1/package", "ab" * 32, "training/1/report/candidate", "training/1/report/champion", "m", "cd" * 32
@@ -106,6 +115,7 @@ def test_a_run_freezes_what_it_learns_from(store: Store) -> None:
     assert "P000" not in str(frozen)  # no patient ID
     assert frozen["configuration"]["epochs"] == 2
     assert set(frozen["definitions"]["osteoporosis"]["cut_g_cm2"]) == {"F", "M"}
+    assert frozen["densitometer"] == "GE Lunar"
     run = line(store, run_id)
     assert run.manifest_sha256 == training.content_hash(frozen)
     assert (run.patients + run.locked, run.vertebrae, run.state) == (PATIENTS, 3 * PATIENTS, RunState.WAITING)
@@ -163,10 +173,56 @@ def test_a_ct_whose_levels_are_uncertain_has_no_pair(store: Store) -> None:
         anatomy = {**result.document["anatomy"], "numbering": Numbering.UNCERTAIN.value}
         result.document = {**result.document, "anatomy": anatomy}
     with store.reading() as session:
-        found = pairing.overview(session, 365)
+        found = pairing.overview(session, DEFAULT_POLICY.pairing)
     (alone,) = found.unpaired
     assert (alone.ct.study_uid, alone.reason.code) == ("1.2.826.50", Code.PAIR_NOT_MEASURED)
     assert len(manifest(store, begun(store))["pairs"]) == PATIENTS == len(found.pairs)
+
+
+def test_a_patient_id_of_two_issuers_pairs_with_nothing(store: Store) -> None:
+    with store.transaction() as session:
+        for number, issuer in ((50, "East"), (51, "West")):
+            uid = pair(session, number)
+            study = session.scalars(select(StudyRow).where(StudyRow.study_uid == uid)).one()
+            study.patient_id = "SAME"
+            for row in session.scalars(select(InstanceRow).where(InstanceRow.sop_instance_uid == f"{uid}.9")):
+                row.facts = {**row.facts, "issuer_of_patient_id": issuer}
+        session.execute(update(DxaScanRow).values(patient_id="SAME"))
+    with store.reading() as session:
+        found = pairing.overview(session, DEFAULT_POLICY.pairing)
+    assert found.pairs == ()
+    assert {one.reason.code for one in found.unpaired} == {Code.PAIR_ISSUERS}
+    assert "East and by West" in found.unpaired[0].reason.text
+
+
+def test_people_s_pairs_are_of_one_maker_and_the_run_says_which(store: Store) -> None:
+    fill(store, 4, synthetic=False)
+    with store.transaction() as session:
+        session.execute(
+            update(DxaScanRow).where(DxaScanRow.id % 2 == 0).values(manufacturer="Hologic", model="Horizon")
+        )
+    for maker in ("GE Lunar", "Hologic"):
+        site = replace(SMALL, pairing=replace(SMALL.pairing, densitometer=maker))
+        with store.reading() as session:
+            assert training.survey(session, site, People.PATIENTS).pairs == 2
+            why = pairing.overview(session, site.pairing).why
+        assert why == {Code.PAIR_OTHER_DENSITOMETER: 2}
+
+
+def test_each_patient_counts_once_in_a_run(store: Store) -> None:
+    """Two CTs of a patient, each with a DXA: the one that is nearer in time stands for the patient."""
+    fill(store)
+    with store.transaction() as session:
+        uid = pair(session, 90, scan_date=date(2026, 12, 8))
+        of = {one.study_uid: one for one in session.scalars(select(StudyRow))}
+        scan = session.scalars(select(DxaScanRow).where(DxaScanRow.patient_id == of[uid].patient_id)).one()
+        scan.patient_id = of[uid].patient_id = of["1.2.826.1"].patient_id
+        scan.sex = of[uid].patient_sex = of["1.2.826.1"].patient_sex
+        of[uid].study_date = "20261207"
+    frozen = manifest(store, begun(store))
+    assert len({one["patient"] for one in frozen["pairs"]}) == len(frozen["pairs"]) == PATIENTS
+    assert uid in {one["study_uid"] for one in frozen["pairs"]}
+    assert ("1.2.826.1", "TRAINING_OTHER_PAIR") in {(one["study_uid"], one["code"]) for one in frozen["left_out"]}
 
 
 def test_a_site_without_tbs_trains_on_bmd_alone(store: Store) -> None:
