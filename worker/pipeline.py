@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from models.attenuation import Attenuation, disc_attenuation
+from models.attenuation import INSIDE_LEAST, Attenuation, disc_attenuation
 from models.crop import SLABS, SagittalSlabs, Vertebra, VertebraError, sagittal_slabs
 from models.package import Scanner
 from models.soft_tissue import fat_over_spine_cm
@@ -279,7 +279,10 @@ def cut_level(volume: Volume, located: Located, level: str, label_id: int) -> Fo
     grid = (volume.hu, volume.affine, located.labels, label_id)
     slabs = sagittal_slabs(*grid, n=SLABS, vertebra=vertebra)
     fat = fat_over_spine_cm(volume.hu, volume.affine, vertebra.body_centroid_lps)
-    return Found(level, vertebra, slabs, disc_attenuation(*grid, vertebra=vertebra), fat)
+    attenuation = disc_attenuation(*grid, vertebra=vertebra)
+    if attenuation.inside < INSIDE_LEAST:
+        raise VertebraError(f"{attenuation.inside:.0%} of the disc that measures attenuation lies in its outline")
+    return Found(level, vertebra, slabs, attenuation, fat)
 
 
 def _levels(

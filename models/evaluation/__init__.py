@@ -94,6 +94,7 @@ def evaluate(
             "tbs_known": table.tbs is not None,
             "sha256": cohort.sha256,
             "folds": None if folds is None else list(folds),
+            "learned_from": _learned_from(package.manifest, cohort),
         },
         **whose(cohort, chosen),
         "definitions": None if definitions is None else {name: one.to_dict() for name, one in definitions.items()},
@@ -111,6 +112,12 @@ def _own_definitions(cohort: Cohort) -> dict[str, Definition] | None:
         return {name: Definition.from_dict(one) for name, one in told.items()}
     young_adults = cohort.facts.get("young_adult_bmd")
     return yoshida(young_adults) if young_adults else None
+
+
+def _learned_from(manifest: Manifest, cohort: Cohort) -> bool:
+    """Whether the package has learned from this cohort, or set its intervals by it."""
+    told = manifest.training
+    return cohort.sha256 in (told.get("cohort_sha256"), told.get("calibration_cohort_sha256"))
 
 
 def whose(cohort: Cohort, chosen: npt.NDArray[np.int64]) -> dict[str, int]:

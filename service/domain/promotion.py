@@ -116,6 +116,8 @@ def _about_the_test(candidate: Report, champion: Report | None, policy: GatePoli
         if same
         else "There is no evaluation of the model in force on exactly the candidate's test set.",
     )
+    if _at(candidate, "cohort", "learned_from") is True:
+        yield Check(Code.GATE_LEARNED_FROM, False, "The candidate has learned from the patients who judge it.")
     people, digital = _number(candidate, "n_patients_real"), _number(candidate, "n_patients_synthetic")
     if people is None or digital is None:
         yield _unknown("whether the test set's patients are people")

@@ -128,6 +128,7 @@ class Code(StrEnum):
     # A model before its promotion (service.domain.promotion, service.workflow.models)
     GATE_NOT_JUDGED = "GATE_NOT_JUDGED"
     GATE_OTHER_TEST_SET = "GATE_OTHER_TEST_SET"
+    GATE_LEARNED_FROM = "GATE_LEARNED_FROM"
     GATE_OTHER_DEFINITION = "GATE_OTHER_DEFINITION"
     GATE_UNFINISHED = "GATE_UNFINISHED"
     GATE_SYNTHETIC = "GATE_SYNTHETIC"

@@ -150,6 +150,9 @@ def test_train_then_evaluate_as_a_user_would(tmp_path: Path) -> None:
     assert document["model_sha256"] == package.sha256
     assert (document["n_patients_real"], document["n_patients_synthetic"]) == (0, 10)
     assert document["cohort"]["sha256"] == Cohort.read(cohort).sha256
+    assert document["cohort"]["learned_from"] is True
+    others = tiny_cohort(tmp_path / "others", patients=12)
+    assert evaluate_package(package.path, others, tmp_path / "again")["cohort"]["learned_from"] is False
     low, high = document["per_vertebra"]["bmd"]["mean_absolute_error_ci_patient"]
     assert low <= document["per_vertebra"]["bmd"]["mean_absolute_error"] <= high
     assert document["per_patient"]["osteopenia"]["auc"] is not None

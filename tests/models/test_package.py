@@ -122,6 +122,14 @@ def test_intervals_by_number_of_levels(package: ModelPackage) -> None:
     assert package.manifest.interval(2).bmd_g_cm2 == 0.1  # not calibrated: the widest
 
 
+@pytest.mark.parametrize("width", ["NaN", "Infinity", "0.0", "-0.05"])
+def test_an_interval_that_is_none_is_refused(package: ModelPackage, width: str) -> None:
+    path = package.path / "manifest.json"
+    path.write_text(path.read_text().replace('"bmd_g_cm2": 0.05', f'"bmd_g_cm2": {width}'))
+    with pytest.raises(PackageError, match="half-width"):
+        ModelPackage.load(package.path)
+
+
 def test_the_service_can_read_packages_without_torch_or_scipy() -> None:
     code = "import sys, models.package; print([m for m in ('torch', 'scipy', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

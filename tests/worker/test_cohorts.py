@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.crop import VertebraError
 from models.inputs import InputConfig, network_input
 from models.package import scanner_name
 from models.phantom.cohort import FIELD_PX as PHANTOM_FIELD_PX
@@ -97,6 +98,18 @@ def test_what_is_learned_from_is_what_is_predicted_from(
         assert told["hu"][level] == round(found.attenuation.hu_mean, 2)
     shutil.rmtree(site.spool_dir)
     assert cut_study(pair(1), file, site) == told  # done before: not done again
+
+
+def test_attenuation_is_never_read_outside_the_outline(volume: Volume, labels: np.ndarray) -> None:
+    """An outline with a hole where the disc lies: the figure that decides for people would be of something else."""
+    whole = cut_level(volume, Located(labels, volume.affine), "L3", LABEL_IDS["L3"])
+    assert whole.attenuation.inside == 1.0
+    index = np.linalg.inv(volume.affine) @ [*whole.attenuation.centre_lps, 1.0]
+    grid = np.indices(labels.shape).T @ volume.affine[:3, :3].T
+    away = np.linalg.norm(grid - volume.affine[:3, :3] @ index[:3], axis=-1).T
+    hollow = np.where((away < 6.0) & (labels == LABEL_IDS["L3"]), 0, labels)
+    with pytest.raises(VertebraError, match=r"\d+% of the disc that measures attenuation lies in its outline"):
+        cut_level(volume, Located(hollow, volume.affine), "L3", LABEL_IDS["L3"])
 
 
 def test_a_study_that_an_earlier_release_cut_has_no_fat_told(site: Settings, tmp_path: Path) -> None:

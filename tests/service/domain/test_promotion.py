@@ -39,7 +39,7 @@ def test_a_good_model_passes_and_every_answer_is_told() -> None:
     assert (found.candidate_sha256, found.champion_sha256) == (CANDIDATE, CHAMPION)
     asked = {check.code for check in found.checks}
     assert asked == {code for code in Code if code.value.startswith("GATE_")} - {
-        Code.GATE_NOT_JUDGED, Code.GATE_OTHER_CHAMPION, Code.GATE_TBS_NOT_MEASURED,
+        Code.GATE_NOT_JUDGED, Code.GATE_OTHER_CHAMPION, Code.GATE_TBS_NOT_MEASURED, Code.GATE_LEARNED_FROM,
     }  # fmt: skip
     assert "ge: 15 patients are too few" in " ".join(check.text for check in found.checks)
     assert Verdict.from_dict(found.as_dict()) == found
@@ -75,6 +75,7 @@ def test_no_questions_no_verdict() -> None:
         ({"cohort__sha256": "e" * 64}, Code.GATE_OTHER_TEST_SET),
         ({"cohort__folds": [8]}, Code.GATE_OTHER_TEST_SET),
         ({"n_vertebrae": 239}, Code.GATE_OTHER_TEST_SET),
+        ({"cohort__learned_from": True}, Code.GATE_LEARNED_FROM),
     ],
 )
 def test_each_limit_shuts_the_gate_with_its_own_reason(changes: dict[str, Any], code: Code) -> None:
