@@ -23,6 +23,8 @@ from models.evaluation import (
     yoshida,
 )
 from models.evaluation.comparators import compare
+from models.evaluation.subgroups import coverage
+from models.evaluation.tasks import make_tasks
 from models.package import Interval, Manifest
 from models.training import Cohort
 from tests.models.tiny import tiny_cohort, tiny_config
@@ -213,3 +215,49 @@ def test_a_hospital_that_knows_no_bmi_is_judged_all_the_same(tmp_path: Path) -> 
     assert set(made.groups) == {"vendor", "sex", "age"}
     estimates = compare(site, chosen, tmp_path / "cohort", None).estimates
     assert np.isfinite(estimates["gbm_bmd"]).all()
+
+
+def of_patients(vertebrae: list[int], errors: list[float]) -> Table:
+    """So many vertebrae of each patient, all with the patient's own error."""
+    who = np.repeat([f"P{number}" for number in range(len(vertebrae))], vertebrae)
+    error = np.repeat(errors, vertebrae)
+    truth = np.linspace(0.8, 1.2, len(who))
+    return Table(who, truth, truth + 0.4, 100 * truth, truth + error, truth + 0.4 + error, {})
+
+
+def test_a_patients_mean_is_held_against_the_width_for_its_own_number_of_vertebrae() -> None:
+    """0.1 for one vertebra, 0.05 for four: an error of 0.07 lies within the first and beyond the second."""
+    found = coverage(of_patients([4, 4, 1, 4], [0.07, 0.07, 0.07, 0.04]), manifest())
+    for name in ("bmd", "tbs"):
+        assert found[f"{name}_coverage"] == 1.0
+        assert found[f"patient_{name}_coverage"] == 0.5  # the single vertebra, and the one of 0.04
+
+
+def test_an_impaired_tbs_begins_at_its_limit_and_a_low_yam_below_it() -> None:
+    """Yoshida 2023: TBS <= 1.31, %YAM < 80, %YAM < 70; of the truth and of the estimate alike."""
+    toy = of_patients([1] * 4, [0.0] * 4)
+    tbs = np.array([1.31, 1.31 + 1e-8, 1.30, 1.50])
+    bmd = 1.17 * np.array([0.7, 0.8, 0.7 - 1e-8, 0.8 - 1e-8])  # 100 x (0.8 x 1.17) / 1.17 is 80.00000000000001
+    values = {"tbs": tbs, "tbs_dl": tbs[::-1].copy(), "bmd": bmd, "bmd_dl": bmd[::-1].copy()}
+    tasks = make_tasks(replace(toy, **values, groups={"sex": np.repeat("F", 4)}), yoshida({"F": 1.17}))
+    for name, expected in (
+        ("tbs_impaired", [True, False, True, False]),
+        ("osteopenia", [True, False, True, True]),
+        ("osteoporosis", [False, False, True, False]),
+    ):
+        task = tasks[name]
+        assert task is not None
+        assert task.truth.tolist() == expected
+        assert task.called.tolist() == expected[::-1]
+
+
+def test_who_stands_on_the_median_belongs_to_the_lower_half(tmp_path: Path) -> None:
+    """Of an odd number of patients one does; halves are of patients, whatever their number of vertebrae."""
+    cohort = Cohort.read(tiny_cohort(tmp_path / "cohort"))
+    rows = tuple({**row, "interval_days": str(10 * int(row["seed"]))} for row in cohort.rows)
+    chosen = np.flatnonzero(np.isin(cohort.patients, ["P1", "P2", "P3", "P5", "P8"]))
+    chosen = np.concatenate([chosen, np.repeat(chosen[-1], 20)])  # P8 has many
+    made = make_table(replace(cohort, rows=rows), chosen, cohort.targets[chosen].astype(np.float64))
+    for name, below, above in (("age", "young", "senior"), ("bmi", "low", "high"), ("interval", "short", "long")):
+        halves = dict(zip(made.patients.tolist(), made.groups[name].tolist(), strict=True))
+        assert halves == {"P1": below, "P2": below, "P3": below, "P5": above, "P8": above}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from models.training import (
     refit_package,
     train_package,
 )
+from models.training import readout as readout_room
 from models.training.readout import adjust_readout, fit_readout, weigh, weigh_apart
 from tests.models.tiny import INPUT, tiny_cohort, tiny_config
 
@@ -268,3 +270,51 @@ def test_a_refit_for_a_site_judges_itself_on_patients_that_fitted_nothing(
 def test_a_readout_needs_the_whole_vertebra_and_unseen_patients() -> None:
     with pytest.raises(ValueError, match="whole vertebra"):
         TrainingConfig.from_dict({"readout": "measures", "input": INPUT.to_dict() | {"slabs": 1}})
+
+
+def test_the_network_is_weighed_on_patients_that_it_never_trained_on(
+    folder: Path, package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers perfectly whom it knows by heart, and others at random: the measures must carry the weight."""
+    cohort = Cohort.read(folder)
+    config = TrainingConfig.from_dict(package.manifest.training["config"])
+    by_heart = cohort.where(config.members[0].training)
+    asked: list[np.ndarray] = []
+
+    def answers(_network: object, cohort: Cohort, chosen: np.ndarray, *_: object, **__: object) -> np.ndarray:
+        asked.append(chosen)
+        noise = np.random.default_rng(9).normal(1.0, 0.2, cohort.targets.shape)
+        noise[by_heart] = cohort.targets[by_heart]
+        return noise[chosen].astype(np.float32)
+
+    monkeypatch.setattr(readout_room, "predict_cohort", answers)
+    cpu = torch.device("cpu")
+    made = readout_room.weigh(load_network(package, cpu), cohort, config, cpu)
+    assert made is not None
+    assert not np.isin(np.concatenate(asked), by_heart).any()
+    assert np.abs(made.weights[:, :2]).max() < 0.02  # g/cm2 and TBS a standard deviation; the measures have the rest
+    others = cohort.where(config.calibration_folds)
+    table = readout_room.cohort_columns(cohort, others, answers(None, cohort, others))
+    assert np.corrcoef(made.of_columns(table)[:, 0], cohort.targets[others, 0])[0, 1] > 0.95
+
+
+def test_the_measures_are_learned_from_every_outline_of_the_training_patients_alone(
+    folder: Path, package: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = Cohort.read(folder)
+    config = TrainingConfig.from_dict(package.manifest.training["config"])
+    given: list[np.ndarray] = []
+
+    def fitted(learned: np.ndarray, learned_truth: np.ndarray, unseen: np.ndarray, *rest: Any) -> Readout:
+        given.extend((learned, learned_truth, unseen))
+        return fit_readout(learned, learned_truth, unseen, *rest)
+
+    monkeypatch.setattr(readout_room, "fit_readout", fitted)
+    cpu = torch.device("cpu")
+    readout_room.weigh(load_network(package, cpu), cohort, config, cpu)
+    learned, learned_truth, unseen = given
+    first, second = np.nan_to_num(np.split(learned, 2))  # the exact outlines, the rough ones
+    assert not np.array_equal(first, second)
+    (plan,) = config.members
+    assert np.array_equal(learned_truth, np.tile(cohort.targets[cohort.where(plan.training)], (2, 1)))
+    assert len(unseen) == len(cohort.where(plan.validation))

@@ -14,7 +14,8 @@ from models.evaluation import evaluate
 from models.package import TARGETS, ModelPackage, PackageError, Scanner, scanner_name
 from models.readout import COLUMNS, PRINTED_BETWEEN, Readout, ScannerFactors, widened
 from models.training import Cohort, TrainingConfig, estimate_cohort, refit_for_site, train_package
-from models.training.readout import adjust_readout, scanner_factors, with_scanners
+from models.training.calibration import calibrate
+from models.training.readout import adjust_readout, cohort_columns, known_scanners, scanner_factors, with_scanners
 from tests.models.test_readout import HERE, RUN, any_readout
 from tests.models.tiny import tiny_cohort, tiny_config
 from worker.predict import Predictor
@@ -254,3 +255,33 @@ def test_an_evaluation_takes_each_scanner_s_own_intervals(refitted: ModelPackage
         share = (np.abs(found - cohort.targets[:, 0]) <= allowed)[cohort.scanners == f"canon {name}"].mean()
         assert seen[f"canon {name}"]["intervals"]["bmd_coverage"] == pytest.approx(share)
     assert 0 < seen["canon New"]["intervals"]["bmd_coverage"] < 1
+
+
+def test_a_patient_counts_once_however_many_vertebrae_tell_of_it() -> None:
+    answers, truth, who, scanners = read_by({"a": 6, "b": 6}, {"a": 1.1, "b": 0.95})
+    often = np.r_[np.arange(len(who)), np.tile(np.flatnonzero(who == "P2"), 9)]  # one patient, ten times as often
+    once = scanner_factors(answers, truth, who, scanners)
+    again = scanner_factors(answers[often], truth[often], who[often], scanners[often])
+    for name in "ab":
+        assert once[name].patients == again[name].patients == 6
+        assert again[name].factors == pytest.approx(once[name].factors)
+    few = scanners.copy()
+    few[(scanners == "b") & ~np.isin(who, ["P6", "P7", "P8", "P9"])] = ""
+    assert known_scanners(few, who) == ["a"]  # 16 vertebrae of four patients are four
+
+
+def test_intervals_are_those_of_patients_from_the_scanners_that_are_known(site: Path) -> None:
+    """Right within 0.01 on One and Two, and wrong by 0.5 on Three, which the readout was not fitted to."""
+    cohort = Cohort.read(site)
+    judged = cohort.where((6, 7, 8, 9))
+    known = cohort.scanners[judged] != "canon Three"
+    answers = cohort.targets[judged] + np.where(known, 0.01, 0.5)[:, None].astype(np.float32)
+    plain = Readout.unweighed(cohort_columns(cohort, judged, answers))
+    fitted = {f"canon {name}": ScannerFactors(np.ones(2), 16) for name in ("One", "Two")}
+    readout = dataclasses.replace(plain, scanners=fitted, between=np.array([0.1, 0.0]))
+    made = calibrate(readout, cohort, judged, answers, readout.targets)
+    assert 0 < known.sum() < len(known) == len(made.predicted)
+    assert [(one.bmd_g_cm2, one.tbs) for one in made.intervals] == [pytest.approx((0.01, 0.01), abs=1e-4)] * 4
+    few = cohort.where((8,))  # six patients, four of them known: too few, and everybody's errors count
+    wide = calibrate(readout, cohort, few, answers[np.isin(judged, few)], readout.targets)
+    assert wide.intervals[0].bmd_g_cm2 > 0.2

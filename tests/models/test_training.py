@@ -37,6 +37,8 @@ from models.training import (
 )
 from models.training.batches import seen_slabs, steps_per_epoch
 from models.training.calibration import FEWEST
+from models.training.loop import predict_cohort
+from models.training.packaging import package_run
 from tests.models.tiny import INPUT, tiny_cohort, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -525,3 +527,37 @@ def test_nine_patients_are_the_fewest_whose_errors_tell_90_percent() -> None:
     errors = np.arange(1, 10, dtype=np.float32)[:, None] / 100
     assert conformal_intervals(errors, np.arange(9).astype(str))[0].bmd_g_cm2 == pytest.approx(0.09)
     assert conformal_intervals(errors[:8], np.arange(8).astype(str))[0].bmd_g_cm2 > 0.08
+
+
+def test_every_patient_is_judged_by_the_fold_that_never_saw_it(cohort: Cohort, tmp_path: Path) -> None:
+    """Cross calibration: never by the other folds' networks, nor by the mean that the package answers with."""
+    config = tiny_config(**{**TWO_FOLDS, "heads": "joint"})
+    trained = train(cohort, config, tmp_path / "run")
+    package = package_run(trained, cohort, config, tmp_path / "package")
+    errors = np.full_like(cohort.targets, np.nan)
+    for one in trained:
+        unseen = np.flatnonzero(~np.isin(cohort.folds, one.plan.training))
+        found = predict_cohort(one.network(config), cohort, unseen, config.input, "fp32", torch.device("cpu"))
+        errors[unseen] = found - cohort.targets[unseen]
+    told = package.manifest.metrics["calibration"]
+    assert [told["bmd_mean_error"], told["tbs_mean_error"]] == pytest.approx(errors.mean(axis=0), abs=1e-5)
+    expected = conformal_intervals(errors, cohort.patients)
+    for made, one in zip(package.manifest.intervals, expected, strict=True):
+        assert (made.levels, made.bmd_g_cm2, made.tbs) == pytest.approx((one.levels, one.bmd_g_cm2, one.tbs), abs=1e-5)
+
+
+@pytest.mark.parametrize(("patients", "rank"), [(9, 9), (10, 10), (19, 18), (20, 19), (29, 27), (30, 28), (99, 90)])
+def test_the_quantile_counts_the_patient_who_is_to_come(patients: int, rank: int) -> None:
+    """ceil((n + 1) * 0.9), not ceil(n * 0.9): the errors are 1, 2, 3... hundredths, one vertebra a patient."""
+    sizes = np.random.default_rng(0).permutation(patients) + 1
+    errors = np.repeat(sizes[:, None] / 100, 2, axis=1).astype(np.float32)
+    (interval,) = conformal_intervals(errors, np.arange(patients).astype(str))
+    assert (interval.bmd_g_cm2, interval.tbs) == pytest.approx((rank / 100, rank / 100))
+
+
+def test_a_patient_gives_one_mean_however_many_vertebrae_it_has() -> None:
+    """20 patients: the largest error of a mean is the one that an interval of 90 % may leave out."""
+    who = np.repeat([f"P{number}" for number in range(20)], [4] + [2] * 19)
+    errors = np.where(who == "P0", 0.5, 0.01)[:, None].repeat(2, axis=1).astype(np.float32)
+    two = next(one for one in conformal_intervals(errors, who) if one.levels == 2)
+    assert (two.bmd_g_cm2, two.tbs) == pytest.approx((0.01, 0.01))

@@ -18,12 +18,14 @@ from scipy import ndimage
 from models.crop import Vertebra, locate
 from models.package import Scanner
 from models.readout import ScannerFactors, widened
+from service.domain.reasons import Code, Reason
 from service.domain.renumber import shifted
-from service.domain.result import Measurements, Numbering, Renumbering
+from service.domain.result import Anatomy, Measurements, Numbering, Renumbering
 from service.settings import Settings
 from service.workflow import artefacts
 from service.workflow.model import in_force_here
 from tests.foreign_seg import write_foreign_seg
+from worker import anatomy as anatomy_room
 from worker.jobs import ScreenRequest
 from worker.located import Located
 from worker.pipeline import LABEL_IDS, Pipeline
@@ -302,3 +304,25 @@ def test_the_sites_precision_reaches_the_worker_and_is_refused_where_it_cannot_b
         make_pipeline(site)
     with pytest.raises(DeviceError, match="bf16"):
         load_predictor(in_force_here(site), site)
+
+
+def test_the_patients_interval_is_that_of_the_levels_that_count(
+    pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A level that is left out has its own values, and no share in the patient's."""
+    assess = anatomy_room.assess
+
+    def without_l2(*given: object, **named: object) -> Anatomy:
+        found = assess(*given, **named)  # type: ignore[arg-type]
+        out = replace(found.levels["L2"], exclusions=(Reason(Code.FRACTURE, "left out"),))
+        return replace(found, levels={**found.levels, "L2": out})
+
+    monkeypatch.setattr(anatomy_room, "assess", without_l2)
+    measured = measure(pipeline, volume, tmp_path, seg)
+    counting = measured.valid_levels()
+    assert [level.level for level in counting] == ["L1", "L3", "L4"]
+    assert measured.levels["L2"].bmd_g_cm2 is not None
+    half = pipeline.predictor.package.manifest.interval(3)
+    bmd, tbs = (np.mean([getattr(level, name) for level in counting]) for name in ("bmd_g_cm2", "tbs"))
+    assert measured.patient_bmd_interval == pytest.approx((bmd - half.bmd_g_cm2, bmd + half.bmd_g_cm2), abs=2e-4)
+    assert measured.patient_tbs_interval == pytest.approx((tbs - half.tbs, tbs + half.tbs), abs=2e-4)

@@ -180,3 +180,16 @@ def test_no_hidden_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_vertebra_is_no_patient(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match="at least one"):
         predictor.patient([])
+
+
+def test_the_interval_of_a_mean_is_that_of_its_own_number_of_vertebrae(
+    predictor: Predictor, patients: list[tuple[float, np.ndarray]]
+) -> None:
+    predictions = predictor.predict(patients[1][1], LEVELS, scanner=DIGITAL)
+    known = predictor.package.manifest.intervals
+    assert len({(one.bmd_g_cm2, one.tbs) for one in known}) == len(known) == 4  # no two of them are alike
+    for one in known:
+        whole = predictor.patient(predictions[: one.levels], DIGITAL)
+        assert width(whole) / 2 == pytest.approx(one.bmd_g_cm2)
+        assert whole.tbs_interval is not None
+        assert (whole.tbs_interval[1] - whole.tbs_interval[0]) / 2 == pytest.approx(one.tbs)

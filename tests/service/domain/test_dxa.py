@@ -264,3 +264,14 @@ def test_a_date_that_reads_two_ways_needs_its_format() -> None:
     text = GE.replace("2026-03-04", "03/04/2026 10:15")
     ((_, found),) = read(text, Defaults(model="Prodigy", date_format="%m/%d/%Y %H:%M")).scans
     assert found.scan_date == date(2026, 3, 4)
+
+
+@pytest.mark.parametrize("no", ["0", "False", "no"])
+def test_hologic_apex_leaves_out_a_level_that_was_measured_but_not_included(no: str) -> None:
+    """Its figures stand in the table all the same; they count neither as a level nor in the total."""
+    text = APEX.replace(",0,0,0,0,-1,", f",{no},12.0,18.0,1.5,-1,")
+    assert text != APEX
+    ((_, found),) = read(text, Defaults(model="Horizon A")).scans
+    assert found.included == ("L1", "L3", "L4")
+    assert found.levels["L2"] == Level(Figures(bmd_g_cm2=1.5, bmc_g=18.0, area_cm2=12.0), Validity.OTHER)
+    assert refusals(found, TODAY) == ()

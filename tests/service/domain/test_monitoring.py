@@ -126,3 +126,16 @@ def test_a_side_that_does_not_vary_has_no_correlation() -> None:
     assert correlation([1.0] * 8, [1.0, 2.0] * 4) is None
     assert correlation([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]) == Estimate(1.0, 1.0, 1.0, 4)
     assert mean_of([1.0, 1.0, 1.0]) == Estimate(1.0, 1.0, 1.0, 3)
+
+
+@pytest.mark.parametrize("category", ["refer", "no-flag"])
+def test_a_t_score_on_a_limit_is_not_low_but_very_low(category: str) -> None:
+    """-1.0 is not below -1.0; -2.5 is -2.5 or less; a tenth further on it is the other way round."""
+    for t, low, very_low in ((-1.0, 0.0, 0.0), (-1.1, 1.0, 0.0), (-2.4, 1.0, 0.0), (-2.5, 1.0, 1.0)):
+        figures = performance([pair(0.8, 0.8 + k / 100, category=category, t=t) for k in range(20)], 20).figures
+        assert figures is not None
+        flags = figures.flags
+        found = (
+            (flags.confirmed, flags.flagged_very_low) if category == "refer" else (flags.missed, flags.missed_very_low)
+        )
+        assert [one.value for one in found if one is not None] == [low, very_low]

@@ -213,3 +213,16 @@ def test_the_gates_label_tells_a_changed_limit() -> None:
     changed = load_policy("[gate]\npatients_minimum = 80\n")
     assert changed.gate_label.startswith("gate v1, site ")
     assert load_policy("[gate]\nversion = 2\n").gate_label == "gate v2"
+
+
+def test_exactly_the_required_numbers_are_enough() -> None:
+    """So many people, so many with the disease; and from so many patients on a subgroup is judged."""
+    at_least = {"n_patients_real": GATE.patients_minimum, "per_patient__osteopenia__n_positive": GATE.positives_minimum}
+    assert failing(verdict(passing(**at_least))) == []
+    group = passing()["subgroups"]["vendor"]["canon"] | {"n_patients": GATE.subgroup_patients}
+    blurred = {**group, "bmd": {**group["bmd"], "mean_error": 0.05, "mean_absolute_error_ci_patient": [0.05, 0.2]}}
+    assert set(failing(verdict(passing(subgroups__vendor__canon=blurred)))) == {
+        Code.GATE_BIAS, Code.GATE_INFERIOR_SUBGROUP,
+    }  # fmt: skip
+    fewer = {**blurred, "n_patients": GATE.subgroup_patients - 1}
+    assert failing(verdict(passing(subgroups__vendor__canon=fewer))) == []

@@ -700,3 +700,25 @@ def test_young_adults_of_another_densitometer_than_the_model_s_are_withheld() ->
     assert digital.patient.percent_yam is None
     with pytest.raises(PolicyError, match="this site's BMD is Lunar's"):
         load_policy(f'[referral]\nreference_female = "{hologic.key}"', References((hologic,)))
+
+
+LIMITS = DEFAULT_POLICY.referral
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("bmd_g_cm2", LIMITS.bmd_lowest_g_cm2, LIMITS.bmd_highest_g_cm2),
+        ("tbs", LIMITS.tbs_lowest, LIMITS.tbs_highest),
+        ("hu_mean", LIMITS.hu_lowest, LIMITS.hu_highest),
+    ],
+)
+def test_a_value_on_a_plausible_bound_counts_and_one_beyond_does_not(name: str, lowest: float, highest: float) -> None:
+    usual = getattr(measured().levels["L3"], name)
+    for bound, beyond in ((lowest, -math.inf), (highest, math.inf)):
+        within = judge(with_level(measured(), "L3", **{name: bound}))
+        assert getattr(within.patient, name) == pytest.approx((3 * usual + bound) / 4)
+        assert Code.LEVEL_NOT_MEASURABLE not in codes(within)
+        without = judge(with_level(measured(), "L3", **{name: math.nextafter(bound, beyond)}))
+        assert getattr(without.patient, name) == pytest.approx(usual)
+        assert Code.LEVEL_NOT_MEASURABLE in codes(without)

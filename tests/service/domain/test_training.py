@@ -122,3 +122,34 @@ def test_whatever_is_let_through_is_a_configuration(name: str, folds: int | None
         assert ORIGIN is not None
         assert (config.start_from, config.architecture) == (ORIGIN.sha256, ORIGIN.architecture)
         assert config.input.to_dict() == ORIGIN.input
+
+
+@pytest.mark.parametrize("name", sorted(SHELF.configurations))
+@pytest.mark.parametrize("folds", [None, 1, 2, 5])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_what_hangs_on_a_patient_is_never_judged_on_the_same_one(name: str, folds: int | None, keep: str) -> None:
+    """Who trains sets no interval; who chooses the epoch, or fits the readout, does neither."""
+    wanted = Wanted("a reason", name, settings={"keep": keep}, folds=folds)
+    config = TrainingConfig.from_dict(configured(wanted, SHELF.configurations, ORIGIN, "1"))
+    for plan in config.members:
+        assert not set(plan.training) & {*plan.validation, *config.calibration_folds}
+        assert set(range(10)) == {*plan.training, *plan.validation, *config.calibration_folds}
+    if config.cross_folds > 1:
+        assert (config.calibration, config.readout) == ("cross", "none")
+        judged = {plan.fold: plan.validation for plan in config.members}.values()
+        assert sorted(tenth for tenths in judged for tenth in tenths) == list(range(10))
+    elif config.keep == "best" or config.readout != "none":
+        assert not set(config.validation_folds) & set(config.calibration_folds)
+
+
+def test_folds_of_a_model_that_was_trained_here_have_seen_every_patient() -> None:
+    """Its networks together knew them all, so one fold of them is no better; folds that are not taken don't count."""
+    assert ORIGIN is not None
+    asked = replace(ASKED, start=Start.FINE_TUNE)
+    here = replace(ORIGIN, trained_here=True)
+    in_folds = replace(here, config={**here.config, "cross_folds": 5})
+    assert told(asked, in_folds) == [Code.TRAINING_START]
+    assert told(replace(asked, folds=1), in_folds) == [Code.TRAINING_START]
+    assert told(asked, replace(in_folds, trained_here=False)) == []
+    assert told(replace(asked, folds=2), here) == [Code.TRAINING_START]
+    assert told(replace(asked, configuration="yoshida-2023-field", folds=1), here) == []

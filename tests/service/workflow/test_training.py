@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from service.domain.bone import ReferenceOrigin, load_references
 from service.domain.policy import DEFAULT_POLICY
 from service.domain.reasons import Code
 from service.domain.result import Numbering
@@ -451,3 +452,15 @@ def test_the_bell_is_rung_until_somebody_hears_and_ever_more_rarely(store: Store
     assert due(20_000) == []
     with store.reading() as session:
         assert not training_work.unheard(session, since=NOW)
+
+
+def test_a_young_adult_mean_of_other_levels_is_not_that_of_l1_to_l4(store: Store) -> None:
+    """The truth and the estimate that it is held against are means over L1-L4."""
+    fill(store, synthetic=False)
+    published = [one for one in load_references().entries if one.provenance is ReferenceOrigin.PUBLISHED]
+    women = replace(published[0], key="women", sex="F", region="L1-L4", mean_g_cm2=1.18)
+    men = replace(women, key="men", sex="M", region="L2-L4", mean_g_cm2=1.24)
+    policy = replace(SMALL, references=(women, men))
+    created = ask(store, replace(ASKED, people=People.PATIENTS), policy=policy)
+    assert created.id is not None, created.reasons
+    assert manifest(store, created.id)["definitions"]["osteopenia"]["young_adult_bmd"] == {"F": 1.18}
