@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.domain.bone import Reference, percent_yam, t_score
+from service.domain.figures import ARITHMETIC_DIGITS
 
 YOSHIDA = "Yoshida 2023, doi 10.1097/RCT.0000000000001437 [S]"
 JSBMR = "JSBMR 2012 criteria [S]"
 WHO_SOURCE = "WHO criteria [K] unverified: for the site to verify"
-
-ARITHMETIC_DIGITS = 9  # "at the threshold" must not depend on the last bit of a division
 
 
 class Scale(StrEnum):
@@ -166,6 +165,12 @@ WHO = CriteriaProfile(
 )
 
 PROFILES = {profile.name: profile for profile in (YOSHIDA_2023, JSBMR_2012, WHO)}
+
+
+def cuts_on(scale: Scale) -> tuple[float, ...]:
+    """Every threshold that any profile has on this scale: a figure must not seem to lie across one of them."""
+    cuts = [cut for one in PROFILES.values() for cut in (*one.osteoporosis, *one.osteopenia, one.history) if cut]
+    return tuple(sorted({cut.value for cut in cuts if cut.scale is scale}))
 
 
 def cuts_in_words(cuts: Sequence[Cut]) -> str:

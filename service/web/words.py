@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from service.domain.criteria import Scale, cuts_on
+from service.domain.figures import digits_beside
 from service.domain.monitoring import Estimate
 from service.domain.reasons import Code
 from service.domain.result import Interval
@@ -281,6 +283,21 @@ def ago(value: datetime, now: datetime) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A figure, or a dash where nothing was measured."""
     return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def figure(value: float | None, digits: int, *cuts: float) -> str:
+    """A figure that stands beside its cuts: with more digits where rounding would take it across one of them."""
+    return MISSING if value is None else number(value, digits_beside(value, cuts, digits))
+
+
+def percent_yam(value: float | None) -> str:
+    """% YAM beside the thresholds of every criteria."""
+    return figure(value, 0, *cuts_on(Scale.PERCENT_YAM))
+
+
+def t_score(value: float | None) -> str:
+    """A T-score beside the thresholds of every criteria."""
+    return figure(value, 1, *cuts_on(Scale.T_SCORE))
 
 
 def estimate(told: Estimate, digits: int, percent: bool) -> str:
