@@ -16,7 +16,7 @@ from service.domain.criteria import Scale, cuts_on
 from service.domain.figures import digits_beside
 from service.domain.monitoring import Estimate
 from service.domain.reasons import Code
-from service.domain.result import Interval
+from service.domain.result import NO_FLAG_RULES_NOTHING_OUT, Interval
 from service.domain.states import (
     DeliveryState,
     DxaReportState,
@@ -42,6 +42,7 @@ from service.workflow.reading import (
 
 DISCLAIMER = "Investigational. Not a medical device. Confirm with DXA."
 DIGITAL_MODEL = "network trained on digital patients only, not validated on people"
+NO_FLAG = NO_FLAG_RULES_NOTHING_OUT
 NO_TBS = "TBS not measured by this model"
 MISSING = "–"
 

@@ -99,6 +99,14 @@ def test_real_patient_is_decided_by_attenuation(site: Installation) -> None:
     assert "no reference in force" in text  # %YAM withheld
 
 
+@pytest.mark.parametrize(
+    ("study", "stands"),
+    [(seed.NO_FLAG, True), (seed.BETWEEN, True), (seed.SHORT_VIEW, True), (seed.REFER, False)],
+)
+def test_where_no_flag_stands_it_says_that_it_rules_nothing_out(site: Installation, study: str, stands: bool) -> None:
+    assert ("No flag does not rule out low bone density." in page(site, f"/studies/{study}")) is stands
+
+
 def test_decision_that_is_about_to_change_says_so(site: Installation) -> None:
     assert "about to be replaced" in page(site, f"/studies/{seed.LATE}")
 
