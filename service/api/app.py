@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from ipaddress import ip_address
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -86,7 +87,11 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
             )
 
     app.add_middleware(
-        Guard, entrance=Entrance(settings, store, clock), pace=Pace(settings.web_requests_per_minute), note=note
+        Guard,
+        entrance=Entrance(settings, store, clock),
+        pace=Pace(settings.web_requests_per_minute),
+        note=note,
+        page=partial(problems.error_page, pages),
     )
     return app
 

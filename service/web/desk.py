@@ -235,6 +235,14 @@ def session_rules(settings: Settings) -> SessionRules:
     return SessionRules(timedelta(seconds=settings.session_idle_seconds), timedelta(seconds=settings.session_seconds))
 
 
+class RightMissing(HTTPException):
+    """Whoever asks lacks a right."""
+
+    def __init__(self, right: Right) -> None:
+        super().__init__(403, f"This needs the right {right.value!r}, which your role does not grant.")
+        self.right = right
+
+
 class Needs:
     """A route's dependency: 403 for whoever lacks the right. A test finds it on every route."""
 
@@ -245,7 +253,7 @@ class Needs:
         """Pass, or 403."""
         found = principal(request)
         if found is None or not found.may(self.right):
-            raise HTTPException(403, f"This needs the right {self.right.value!r}, which your role does not grant.")
+            raise RightMissing(self.right)
 
 
 def peer_address(request: Request) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from service.domain.access import Right
 from service.domain.criteria import Scale, cuts_on
 from service.domain.figures import digits_beside
 from service.domain.monitoring import Estimate
@@ -151,7 +152,51 @@ RUN_STAGES = {
     RunStage.JUDGING: "Judging on the locked patients",
 }
 
+# What a page that refuses is called; the API keeps HTTP's own phrases.
+REFUSALS = {
+    401: "Log in first",
+    403: "Not open to you",
+    404: "Nothing here",
+    405: "Nothing here",
+    409: "Not done",
+    413: "Too large",
+    421: "Not at this address",
+    422: "Something is missing or does not fit",
+    429: "Too many requests",
+    500: "Something broke",
+    503: "Not at this moment",
+}
+RIGHTS = {
+    Right.READ: "look at worklist and studies",
+    Right.REFER: "decide about referrals",
+    Right.OPERATE: "have something measured or sent again",
+    Right.DXA: "bring in DXA results",
+    Right.MODELS: "change which model is in force",
+    Right.AUDIT: "read the audit",
+    Right.WATCH: "see how the model does",
+    Right.TRAIN: "look at or start training runs",
+}
+
 SEXES = {"F": "female", "M": "male", "O": "other"}
+
+
+def not_granted(right: Right) -> str:
+    """That a person's role does not open this, and who can help."""
+    return f"Your role does not let you {RIGHTS[right]}. Whoever runs this installation can give you one that does."
+
+
+def misfit(field: str, kind: str, limits: Mapping[str, Any]) -> str:
+    """What is wrong with one field of a form; `kind` and `limits` as the validation names them."""
+    name = f"“{field.replace('_', ' ')}”"
+    if kind in ("missing", "string_too_short"):
+        return f"{name} is missing."
+    if kind == "string_too_long":
+        return f"{name} is longer than {limits.get('max_length')} characters."
+    if kind.startswith(("int", "float")):
+        return f"{name} is not a number."
+    if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
+        return f"{name} is out of range."
+    return f"{name} is not one of the choices that the page offers."
 
 
 def model_chip(model: ModelLine) -> Chip:

@@ -209,7 +209,58 @@ def test_referral_moves_by_its_form(fresh: Installation) -> None:
     assert "referral-reviewed" in page(fresh, f"/studies/{seed.REFER}")
     again = fresh.client.post(path, data=form, headers=PAGE)
     assert again.status_code == 409
-    assert "<h1>Conflict</h1>" in again.text
+    assert "<h1>Not done</h1>" in again.text
+    assert "This referral is marked reviewed already (by local). Nothing was changed." in again.text
+
+
+def test_what_a_page_refuses_is_told_in_sentences(fresh: Installation) -> None:
+    path = f"/studies/{seed.REFER}/referral"
+    assert "“action” is missing. Nothing was changed." in press(fresh, path).text
+    assert "“action” is not one of the choices that the page offers." in press(fresh, path, action="eat").text
+    long = press(fresh, path, action="dismiss", reason="x" * 1001)
+    assert "“reason” is longer than 1000 characters." in long.text
+    assert "data-not-done" in long.text
+    bad = fresh.client.get("/?page=x", headers=PAGE)
+    assert (bad.status_code, "There is nothing at this address" in bad.text) == (422, True)
+    for answer in (long, bad):
+        assert not re.search(r"Input should|String should|body\.|query\.", answer.text)
+    program = fresh.client.get("/?page=x").json()
+    assert program["errors"][0]["where"] == "query.page"
+
+
+def test_a_refused_form_leads_back_to_its_page_and_nowhere_else(fresh: Installation) -> None:
+    study = f"/studies/{seed.REFER}"
+    form = {"csrf": token(fresh), "action": "reopen"}
+    for referer, leads in ((f"{ORIGIN}{study}", True), (f"https://evil.example{study}", False)):
+        text = fresh.client.post(f"{study}/referral", data=form, headers={**PAGE, "referer": referer}).text
+        assert "This referral is open already" in text
+        assert (f'href="{study}">Back to the page before' in text) is leads
+        assert "evil" not in text
+
+
+def test_a_person_reads_a_page_where_the_door_itself_refuses(fresh: Installation) -> None:
+    foreign = {**PAGE, "origin": "https://evil.example"}
+    answer = fresh.client.post(f"/studies/{seed.REFER}/referral", headers=foreign)
+    assert (answer.status_code, answer.headers["content-type"]) == (403, "text/html; charset=utf-8")
+    assert "must come from Osteogate" in answer.text
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    large = fresh.client.post("/dxa", headers={**PAGE, "origin": ORIGIN, "content-length": str(10**9)})
+    assert (large.status_code, "<h1>Too large</h1>" in large.text) == (413, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "current"),
+    [
+        ("/", "/", "page"),
+        ("/models", "/models", "page"),
+        ("/models/1", "/models", "true"),
+        (f"/studies/{seed.REFER}", "/", "true"),
+        ("/pairing", "/dxa", "true"),
+    ],
+)
+def test_the_navigation_says_where_one_is(site: Installation, path: str, place: str, current: str) -> None:
+    nav = page(site, path).partition("<nav")[2].partition("</nav>")[0]
+    assert re.findall(r'<a href="([^"]+)" aria-current="([a-z]+)"', nav) == [(place, current)]
 
 
 def test_form_without_a_token_is_refused(fresh: Installation) -> None:
