@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date as date_type
 from datetime import datetime
 from typing import Any
 
@@ -283,6 +284,11 @@ def day(value: str | None) -> str:
         return f"{datetime.strptime(value, '%Y%m%d'):%-d %b %Y}"
     except ValueError:
         return value
+
+
+def date(value: date_type | None) -> str:
+    """A date: 23 Nov 2026, as everywhere on the pages."""
+    return MISSING if value is None else f"{value:%-d %b %Y}"
 
 
 def moment(value: datetime | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,94 @@ def test_names_from_outside_stay_inert(site: Installation, path: str) -> None:
 
 def test_search_words_stay_inert(site: Installation) -> None:
     assert "<img" not in page(site, '/intake?q="><img src=x>').partition("<main")[2].partition("<table")[0]
+
+
+def test_a_page_beyond_the_last_is_the_last(site: Installation) -> None:
+    for path in ("/", "/intake", "/audit", "/intake?q=Karl"):
+        beyond = page(site, f"{path}{'&' if '?' in path else '?'}page=99")
+        assert 'class="card empty"' not in beyond, path
+    assert "Yamada" in page(site, "/?page=99")
+    refresh = site.client.get("/?page=99", headers={"HX-Request": "true"}).text
+    assert "<table" in refresh
+    assert "Nothing under this filter" in page(site, "/?q=nobody-of-that-name&page=7")
+
+
+def test_a_quick_step_leads_back_to_the_worklist_as_it_stood(fresh: Installation) -> None:
+    text = page(fresh, "/?tab=refer&q=P0&patients=digital&sort=-bmd")
+    back = "/?tab=refer&q=P0&patients=digital&sort=-bmd"
+    assert f'name="back" value="{html.escape(back)}"' in text
+    answer = press(fresh, f"/studies/{seed.REFER}/referral", action="review", back=back)
+    assert (answer.status_code, answer.headers["location"]) == (303, back)
+
+
+@pytest.mark.parametrize(
+    "back", ["https://evil.example/", "//evil.example", "/\\evil.example", "/logout", "/models", "worklist", "/?\nx"]
+)
+def test_a_quick_step_leads_nowhere_but_to_the_worklist(fresh: Installation, back: str) -> None:
+    answer = press(fresh, f"/studies/{seed.REFER}/referral", action="review", back=back)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+def test_a_search_keeps_tab_and_order(site: Installation) -> None:
+    search = page(site, "/?tab=refer&sort=-bmd").partition('role="search"')[2].partition("</form>")[0]
+    assert '<input type="hidden" name="tab" value="refer">' in search
+    assert '<input type="hidden" name="sort" value="-bmd">' in search
+
+
+def test_the_export_holds_what_the_page_shows(fresh: Installation) -> None:
+    text = page(fresh, "/?tab=refer&patients=digital&sort=name")
+    [address] = re.findall(r'href="(/worklist\.csv[^"]*)"', text)
+    rows = fresh.client.get(html.unescape(address)).text.splitlines()[1:]
+    shown = re.findall(r'<a href="/studies/([0-9.]+)"><bdi>', text)
+    assert [row.partition(",")[0] for row in rows] == shown
+    assert 0 < len(rows) < len(fresh.client.get("/worklist.csv").text.splitlines()) - 1
+    with fresh.store.reading() as session:
+        first = session.scalars(
+            select(AuditRow).where(AuditRow.action == "worklist.export").order_by(AuditRow.id)
+        ).first()
+    assert first is not None
+    assert first.detail == {"rows": len(rows), "tab": "refer", "q": "", "patients": "digital"}
+
+
+def views(site: Installation, study_uid: str) -> list[AuditRow]:
+    with site.store.reading() as session:
+        about = select(AuditRow).where(AuditRow.subject == study_uid, AuditRow.action.endswith(".view"))
+        return list(session.scalars(about.order_by(AuditRow.id)))
+
+
+def pictures(site: Installation) -> str:
+    """Where the pictures of the one result that has some lie."""
+    with site.store.reading() as session:
+        rows = session.scalars(select(ResultRow).where(ResultRow.artefacts.is_not(None))).all()
+        [result] = [row.id for row in rows if row.study.study_uid == seed.REFER]
+    return f"/studies/{seed.REFER}/pictures/{result}"
+
+
+def test_a_picture_that_is_asked_for_by_itself_leaves_a_trace(fresh: Installation) -> None:
+    for name in ("crop-L1.png", "crop-L2.png", "overlay-coronal.png"):
+        assert fresh.client.get(f"{pictures(fresh)}/{name}").status_code == 200
+    assert fresh.client.get(f"{pictures(fresh)}/crop-L9.png").status_code == 404
+    [line] = views(fresh, seed.REFER)
+    assert (line.actor, line.action, line.peer_address) == ("local", "picture.view", "testclient")
+    assert line.detail == {"result": int(pictures(fresh).rpartition("/")[2]), "picture": "crop-L1.png"}
+
+
+def test_the_pictures_of_a_page_are_one_view_with_it(fresh: Installation) -> None:
+    page(fresh, f"/studies/{seed.REFER}")
+    fresh.client.get(f"{pictures(fresh)}/crop-L1.png")
+    assert [line.action for line in views(fresh, seed.REFER)] == ["study.view"]
+
+
+def test_an_old_view_or_somebody_else_s_covers_no_picture(fresh: Installation) -> None:
+    with fresh.store.transaction() as session:
+        for actor, age, subject in (("local", 11, seed.REFER), ("somebody", 1, seed.REFER), ("local", 1, seed.REAL)):
+            at = seed.NOW - timedelta(minutes=age)
+            row = AuditRow(
+                at=at, actor=actor, action="study.view", subject=subject, detail={}, peer_address="testclient"
+            )
+            session.add(row)
+    fresh.client.get(f"{pictures(fresh)}/crop-L1.png")
+    assert views(fresh, seed.REFER)[-1].action == "picture.view"
 
 
 def test_pictures_of_a_result(site: Installation) -> None:
