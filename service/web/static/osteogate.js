@@ -3,7 +3,9 @@
 document.addEventListener("htmx:beforeRequest", (event) => {
   const part = event.target;
   if (!(part instanceof Element) || !part.hasAttribute("data-calm")) return;
-  const busy = part.contains(document.activeElement) || part.querySelector("details[open]") !== null;
+  const focused = document.activeElement;
+  const clicked = focused?.matches("[role=region]:not(:focus-visible)"); // a table that only scrolls: nobody works in it
+  const busy = (part.contains(focused) && !clicked) || part.querySelector("details[open]") !== null;
   if (busy || document.hidden) event.preventDefault();
 });
 // One press is one decision.
