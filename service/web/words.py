@@ -359,6 +359,12 @@ def estimate(told: Estimate, digits: int, percent: bool) -> str:
     return f"{number(told.value * scale, digits)}{unit} ({interval((low, high), digits)})"
 
 
+def scanner_error(told: Estimate, allowed: float) -> str:
+    """A scanner's mean error (g/cm2) with its interval, beside what is allowed either way."""
+    digits = max(digits_beside(value, (allowed, -allowed), 3) for value in (told.value, told.low, told.high))
+    return estimate(told, digits, percent=False)
+
+
 def run_progress(told: Mapping[str, Any]) -> str:
     """How far a training run is, as its trainer told last."""
     if "studies" in told:

@@ -125,6 +125,11 @@ def test_a_t_score_is_not_rounded_across_a_threshold() -> None:
     ]
 
 
+def test_a_scanners_error_is_told_apart_from_what_is_allowed() -> None:
+    assert words.scanner_error(Estimate(0.0311, 0.0203, 0.0419, 40), 0.02) == "0.0311 (0.0203–0.0419)"
+    assert words.scanner_error(Estimate(0.031, 0.021, 0.042, 40), 0.02) == "0.031 (0.021–0.042)"
+
+
 def test_a_value_in_a_drawing_is_told_apart_from_its_threshold() -> None:
     level = {"valid": True, "hu_mean": 110.04, "bmd_g_cm2": 0.7996, "tbs": 1.3096}
     used = YOUNG | {"mean_g_cm2": 1.0, "bmd_g_cm2": 0.7996, "levels": ["L1"], "region": "L1-L4"}
