@@ -49,6 +49,10 @@ function listen() {
   const moved = () => { const live = document.querySelector("[data-events]"); if (live) htmx.trigger(live, "moved"); };
   ["epoch", "progress"].forEach((name) => source.addEventListener(name, moved));
   source.addEventListener("end", () => { source.close(); moved(); });
+  source.addEventListener("open", back);
+  source.addEventListener("error", () => setTimeout(() => { // a stream that ended is opened anew at once
+    if (stream?.source === source && source.readyState !== EventSource.OPEN) away("No connection to Osteogate");
+  }, 5000));
   stream = { address, source };
 }
 document.addEventListener("DOMContentLoaded", listen);
@@ -64,12 +68,12 @@ function away(what) {
 }
 ["htmx:sendError", "htmx:timeout"].forEach((name) => document.addEventListener(name, () => away("No connection to Osteogate")));
 document.addEventListener("htmx:responseError", () => away("Osteogate does not answer as it should"));
-document.addEventListener("htmx:afterRequest", (event) => {
-  if (!event.detail.successful) return;
+function back() {
   awaySince = null;
   const bar = document.getElementById("away");
   if (bar !== null) bar.textContent = "";
-});
+}
+document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) back(); });
 // What somebody typed is not lost where it could not be sent (the session had ended, a colleague was faster): this tab
 // keeps it until the form is there again, for the same person, or until they log out.
 const DRAFT = "osteogate-draft";

@@ -24,7 +24,7 @@ def shown(folder: Path, **pages: str) -> str:
         )
     first = (folder / f"{next(iter(pages))}.html").as_uri()
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    asked = [browser, *options, "--virtual-time-budget=4000", "--dump-dom", first]
+    asked = [browser, *options, "--virtual-time-budget=9000", "--dump-dom", first]
     return subprocess.run(asked, capture_output=True, timeout=300, check=True).stdout.decode()
 
 
@@ -49,6 +49,19 @@ def test_a_server_that_is_away_is_told_until_it_answers(tmp_path: Path) -> None:
     assert told[2][1] == ""
     assert told[3][1].startswith("Osteogate does not answer as it should since ")
     assert re.fullmatch(away, told[4][1])
+
+
+@pytest.mark.peer("chromium")
+def test_a_stream_that_stays_away_is_told(tmp_path: Path) -> None:
+    page = shown(
+        tmp_path,
+        run="""<p id="away"></p><div data-events="http://127.0.0.1:9/events"></div><script>
+        setTimeout(() => document.body.append(`[at once: ${document.getElementById("away").textContent}]`), 1000);
+        setTimeout(() => document.body.append(`[later: ${document.getElementById("away").textContent}]`), 8000);
+        </script>""",
+    )
+    assert "[at once: ]" in page
+    assert "[later: No connection to Osteogate since " in page
 
 
 FORM = """<details><form action="/studies/1/referral" method="post"><input type="hidden" name="csrf" value="old">
