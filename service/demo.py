@@ -30,7 +30,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from service.dicom.send import send_files
+from service.domain.criteria import Scale, cuts_on
 from service.domain.errors import OsteogateError
+from service.domain.figures import figure_beside
 from service.settings import Settings
 from service.store.engine import upgrade
 from service.supervise import Installation
@@ -314,7 +316,7 @@ def _row(person: Patient, result: Mapping[str, Any], truth: Mapping[str, Any]) -
     measured = (
         f"BMD {_figure(patient['bmd_g_cm2'], 2)} g/cm²\n"
         f"[dim]truth {_true_bmd(truth)}[/]\n"
-        f"{_figure(patient['percent_yam'], 0)} % YAM\n"
+        f"{_percent_yam(patient['percent_yam'])} % YAM\n"
         f"TBS {_figure(patient['tbs'], 2)}  HU {_figure(patient['hu_mean'], 0)}"
     )
     return (
@@ -327,6 +329,10 @@ def _row(person: Patient, result: Mapping[str, Any], truth: Mapping[str, Any]) -
 
 def _true_bmd(truth: Mapping[str, Any]) -> str:
     return _figure(truth["patient"]["bmd_g_cm2"], 2)
+
+
+def _percent_yam(value: float | None) -> str:
+    return "-" if value is None else figure_beside(value, cuts_on(Scale.PERCENT_YAM), 0)
 
 
 def _figure(value: float | None, digits: int) -> str:

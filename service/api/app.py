@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from ipaddress import ip_address
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -27,7 +28,7 @@ from service.web.desk import Desk, Needs, software
 from service.web.dxa import dxa_page_router
 from service.web.login import login_router
 from service.web.models import models_page_router
-from service.web.pages import STATIC, Pages, page_router
+from service.web.pages import STATIC, Pages, Sort, Who, Words, page_router, sorting, worklist_filter
 from service.web.performance import performance_page_router
 from service.web.training import training_page_router
 from service.web.tries import Pace
@@ -69,11 +70,19 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
         return pages.render(request, "docs.html", {})
 
     @app.get("/worklist.csv", include_in_schema=False, dependencies=[Depends(Needs(Right.READ))])
-    def export(request: Request) -> Response:
-        """The whole worklist for a spreadsheet."""
+    def export(
+        request: Request,
+        tab: reading.Stage | None = None,
+        q: Words = "",
+        patients: Who = "all",
+        sort: Sort = "priority",
+    ) -> Response:
+        """The worklist for a spreadsheet, as the page shows it: the same filter, the same order, every page."""
+        wanted, (order, descending) = worklist_filter(tab, q, patients), sorting(sort)
         with store.transaction() as session:
-            found = reading.worklist(session, reading.Filter(), size=CSV_ROWS)
-            desk.note(session, request, "worklist.export", "worklist", rows=len(found.items))
+            found = reading.worklist(session, wanted, order=order, descending=descending, size=CSV_ROWS)
+            shown = {"tab": tab.value if tab else "all", "q": q, "patients": patients}
+            desk.note(session, request, "worklist.export", "worklist", rows=len(found.items), **shown)
         return csv_response(found.items, byte_order_mark=True)
 
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -86,7 +95,11 @@ def create_app(settings: Settings, store: Store, policy: Policy, *, clock: Clock
             )
 
     app.add_middleware(
-        Guard, entrance=Entrance(settings, store, clock), pace=Pace(settings.web_requests_per_minute), note=note
+        Guard,
+        entrance=Entrance(settings, store, clock),
+        pace=Pace(settings.web_requests_per_minute),
+        note=note,
+        page=partial(problems.error_page, pages),
     )
     return app
 

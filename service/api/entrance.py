@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
-from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -20,8 +19,9 @@ from service.api.problems import wants_page
 from service.domain.access import EVERY_ROLE, LOCAL, Principal
 from service.settings import Settings
 from service.store.engine import Store
+from service.web.addresses import LOGIN, LOGOUT, Ended, came_from, local_path, login_path
 from service.web.desk import session_rules
-from service.web.login import COOKIE, LOGIN
+from service.web.login import COOKIE
 from service.web.tries import Tries
 from service.workflow import people
 from service.workflow.clock import Clock
@@ -112,11 +112,24 @@ class Entrance:
         path = scope["path"]
         if path == LOGIN or path.startswith("/static/"):
             return Admitted(None, any_host=True)
-        if refresh:
-            return Turned(401, "The session has ended.", {"HX-Redirect": LOGIN})
-        if scope["method"] == "GET" and wants_page(headers, path):
-            return Turned(303, "Log in first.", {"Location": f"{LOGIN}?next={quote(_asked(scope))}"})
+        return _turned(headers, scope, had_session=bool(token))
+
+
+def _turned(headers: Headers, scope: Scope, *, had_session: bool) -> Turned:
+    """Whoever has no session: a person is brought to the login page and back, a program is told."""
+    path = scope["path"]
+    if "hx-request" in headers:
+        back = login_path(came_from(headers, "hx-current-url"), Ended.PAGE)
+        return Turned(401, "The session has ended.", {"HX-Redirect": back})
+    if not wants_page(headers, path):
         return Turned(401, "Log in, or send an API key (Authorization: Bearer).", BEARER)
+    if scope["method"] == "GET":
+        asked = login_path(local_path(_asked(scope)), Ended.PAGE if had_session else None)
+        return Turned(303, "Log in first.", {"Location": asked})
+    if path == LOGOUT:
+        return Turned(303, "The session has ended.", {"Location": LOGIN})
+    back = login_path(came_from(headers), Ended.FORM)
+    return Turned(303, "Nothing was done: the session has ended.", {"Location": back})
 
 
 def _token(headers: Headers) -> str:

@@ -17,11 +17,13 @@ from urllib.parse import urlsplit
 from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.entrance import HEALTH, Admitted, Entrance
 from service.api.password import Turned
-from service.api.problems import DATABASE_AWAY, MEDIA_TYPE, RETRY_SOON, problem_bytes
+from service.api.problems import DATABASE_AWAY, MEDIA_TYPE, RETRY_SOON, problem_bytes, wants_page
 from service.domain.access import LOCAL
 from service.web.desk import PRINCIPAL_KEY
 from service.web.tries import Pace
@@ -53,6 +55,9 @@ HEADERS = {
 }
 
 
+ErrorPage = Callable[[Request, int, str, Mapping[str, str] | None], Response]
+
+
 class BodyTooLargeError(Exception):
     """The body grew past its limit while it was read."""
 
@@ -60,8 +65,14 @@ class BodyTooLargeError(Exception):
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, entrance: Entrance, pace: Pace, note: Callable[[str, str], None]) -> None:
-        """`entrance` says who asks; `note` writes its events, with the address they came from, to the audit."""
+    def __init__(
+        self, app: ASGIApp, entrance: Entrance, pace: Pace, note: Callable[[str, str], None], page: ErrorPage
+    ) -> None:
+        """`entrance` says who asks; `note` writes its events, with the address they came from, to the audit.
+
+        `page` makes what a person reads of a refusal; a program gets a problem document.
+        """
+        self._page = page
         self._app = app
         self._entrance = entrance
         self._pace = pace
@@ -75,24 +86,41 @@ class Guard:
         answer = _Answer(send, scope["path"])
         found = await self._admitted(scope)
         if isinstance(found, Turned):
-            await answer.problem(found.status, found.detail, found.headers)
+            await self._refuse(scope, receive, answer, found.status, found.detail, found.headers)
             return
+        scope[PRINCIPAL_KEY] = found.principal
         refusal = _refusal(scope, any_host=found.any_host)
         if refusal is not None:
-            await answer.problem(*refusal)
+            await self._refuse(scope, receive, answer, *refusal)
             return
         wait = 0 if scope["path"] in HEALTH else self._pace.wait_seconds(_who(scope, found))
         if wait:
-            await answer.problem(429, "Too many requests. Slow down.", {"Retry-After": str(wait)})
+            slower = {"Retry-After": str(wait)}
+            await self._refuse(scope, receive, answer, 429, "Too many requests. Slow down.", slower)
             return
-        scope[PRINCIPAL_KEY] = found.principal
         try:
             await self._app(scope, _limited(receive, answer, most_bytes(scope["path"])), answer.send)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if answer.started:
                 raise
-            await answer.problem(500, "Something broke here. It has been logged.")
+            await self._refuse(scope, receive, answer, 500, "Something broke here. It has been logged.")
+
+    async def _refuse(
+        self,
+        scope: Scope,
+        receive: Receive,
+        answer: _Answer,
+        status: int,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """A page for a person, a problem document for a program; a redirection needs neither."""
+        person = status >= HTTPStatus.BAD_REQUEST and wants_page(Headers(scope=scope), scope["path"])
+        if not person or "www-authenticate" in {name.lower() for name in headers or {}}:
+            await answer.problem(status, detail, headers)
+            return
+        await self._page(Request(scope), status, detail, headers)(scope, receive, answer.send)
 
     async def _admitted(self, scope: Scope) -> Admitted | Turned:
         """Who asks, or why they are turned away."""

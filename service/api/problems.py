@@ -14,6 +14,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
 from service.domain.errors import OsteogateError
+from service.web import words
+from service.web.addresses import DOCS, came_from
+from service.web.desk import RightMissing
 from service.web.pages import Pages
 
 MEDIA_TYPE = "application/problem+json"
@@ -46,9 +49,25 @@ def _title(status: int) -> str:
 
 
 def wants_page(headers: Mapping[str, str], path: str) -> bool:
-    """True for a person in a browser, away from the API."""
-    away = not path.startswith(("/api/", "/metrics", "/static/"))
+    """True for a person in a browser, away from the API; the page that shows the API is a page."""
+    away = path == DOCS or not path.startswith(("/api/", "/metrics", "/static/"))
     return away and "text/html" in headers.get("accept", "")
+
+
+def error_page(
+    pages: Pages, request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """What a person reads where something was refused or broke."""
+    sent = request.method not in ("GET", "HEAD")
+    told = {
+        "status": status,
+        "title": words.REFUSALS.get(status, "Not done"),
+        "detail": detail,
+        "sent": sent,
+        "untouched": sent and status < HTTPStatus.INTERNAL_SERVER_ERROR,  # beyond, nobody can tell
+        "back": came_from(request.headers),
+    }
+    return pages.render(request, "error.html", told, status, headers)
 
 
 def install(app: FastAPI, pages: Pages) -> None:
@@ -56,8 +75,7 @@ def install(app: FastAPI, pages: Pages) -> None:
 
     def answer(request: Request, status: int, detail: str, headers: Mapping[str, str] | None) -> Response:
         if wants_page(request.headers, request.url.path):
-            told = {"status": status, "title": _title(status), "detail": detail}
-            return pages.render(request, "error.html", told, status, headers)
+            return error_page(pages, request, status, detail, headers)
         return problem_response(status, detail, headers, instance=request.url.path)
 
     @app.exception_handler(HTTPException)
@@ -65,12 +83,25 @@ def install(app: FastAPI, pages: Pages) -> None:
         detail = error.detail if error.detail != _title(error.status_code) else _PLAIN.get(error.status_code)
         return answer(request, error.status_code, detail or error.detail, error.headers)
 
+    @app.exception_handler(RightMissing)
+    def not_granted(request: Request, error: RightMissing) -> Response:
+        person = wants_page(request.headers, request.url.path)
+        return answer(request, error.status_code, words.not_granted(error.right) if person else error.detail, None)
+
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
-        told = [_complaint(one) for one in error.errors()]
         if wants_page(request.headers, request.url.path):
-            return answer(request, 422, "; ".join(f"{one['where']}: {one['text']}" for one in told), None)
+            return _misfit_page(request, error)
+        told = [_complaint(one) for one in error.errors()]
         return problem_response(422, "The request does not fit.", instance=request.url.path, errors=told)
+
+    def _misfit_page(request: Request, error: RequestValidationError) -> Response:
+        """What does not fit, field by field; nothing of what was sent is echoed."""
+        parts = [(one.get("loc", ()), one) for one in error.errors()]
+        if any(where[:1] != ("body",) for where, _ in parts):
+            return error_page(pages, request, 422, "There is nothing at this address: a part of it does not fit.")
+        told = dict.fromkeys(words.misfit(str(where[-1]), one["type"], one.get("ctx") or {}) for where, one in parts)
+        return error_page(pages, request, 422, " ".join(told))
 
     @app.exception_handler(OsteogateError)
     def conflict(request: Request, error: OsteogateError) -> Response:

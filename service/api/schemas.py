@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from service.domain.result import Category, Interval
 from service.domain.states import DeliveryState, JobState, ReferralState, ReportState, StudyState
 from service.workflow.reading import Flow, Stage
+
+
+def iso_day(value: str | None) -> str | None:
+    """A DICOM DA as ISO 8601; what is no date stays as it was received, so that nothing is lost."""
+    try:
+        return f"{datetime.strptime(value, '%Y%m%d'):%Y-%m-%d}" if value else None
+    except ValueError:
+        return value
+
+
+Day = Annotated[
+    str | None, BeforeValidator(iso_day), Field(description="ISO 8601, YYYY-MM-DD; as received where it is no date")
+]
 
 
 class Shape(BaseModel):
@@ -31,7 +44,7 @@ class PatientShape(Shape):
     patient_id: str | None
     name: str | None = Field(description="DICOM PN, as received")
     sex: str | None
-    birth_date: str | None = Field(description="DICOM DA, YYYYMMDD")
+    birth_date: Day
     age_years: float | None
 
 
@@ -61,7 +74,7 @@ class WorklistItem(Shape):
 
     study_uid: str
     patient: PatientShape
-    study_date: str | None
+    study_date: Day
     description: str | None
     accession_number: str | None
     synthetic: bool
@@ -214,7 +227,7 @@ class StudyShape(Shape):
 
     study_uid: str
     patient: PatientShape
-    study_date: str | None
+    study_date: Day
     description: str | None
     accession_number: str | None
     synthetic: bool

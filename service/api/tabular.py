@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
 
+from service.api.schemas import iso_day
 from service.workflow.reading import WorklistEntry
 
 Cell = str | int | float | None
@@ -28,7 +29,7 @@ COLUMNS: Mapping[str, Callable[[WorklistEntry], Cell]] = {
     "patient_sex": lambda entry: entry.patient.sex,
     "patient_age_years": lambda entry: entry.patient.age_years,
     "synthetic": lambda entry: "yes" if entry.synthetic else "no",
-    "study_date": lambda entry: entry.study_date,
+    "study_date": lambda entry: iso_day(entry.study_date),
     "accession_number": lambda entry: entry.accession_number,
     "received_at": lambda entry: entry.received_at.isoformat(timespec="seconds"),
     "state": lambda entry: entry.state.value,

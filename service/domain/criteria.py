@@ -21,12 +21,11 @@ from enum import StrEnum
 from typing import Any
 
 from service.domain.bone import Reference, percent_yam, t_score
+from service.domain.figures import ARITHMETIC_DIGITS
 
 YOSHIDA = "Yoshida 2023, doi 10.1097/RCT.0000000000001437 [S]"
 JSBMR = "JSBMR 2012 criteria [S]"
 WHO_SOURCE = "WHO criteria [K] unverified: for the site to verify"
-
-ARITHMETIC_DIGITS = 9  # "at the threshold" must not depend on the last bit of a division
 
 
 class Scale(StrEnum):
@@ -195,6 +194,12 @@ def _definition(profile: str, cuts: Sequence[Cut], young_adults: Mapping[str, Re
         "cut_g_cm2": {sex: cut.bmd_g_cm2(*young[sex]) for sex, cut in first.items()},
         "inclusive": all(cut.inclusive for cut in met),
     }
+
+
+def cuts_on(scale: Scale) -> tuple[float, ...]:
+    """Every threshold that any profile has on this scale: a figure must not seem to lie across one of them."""
+    cuts = [cut for one in PROFILES.values() for cut in (*one.osteoporosis, *one.osteopenia, one.history) if cut]
+    return tuple(sorted({cut.value for cut in cuts if cut.scale is scale}))
 
 
 def cuts_in_words(cuts: Sequence[Cut]) -> str:

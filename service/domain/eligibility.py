@@ -24,6 +24,7 @@ from service.domain.completeness import (
     stack_of,
 )
 from service.domain.facts import InstanceFacts
+from service.domain.figures import figure_beside
 from service.domain.policy import EligibilityPolicy, Policy, kernel_rank
 from service.domain.reasons import Code, Reason
 
@@ -333,10 +334,9 @@ def axial(series: Series, policy: EligibilityPolicy) -> Reason | None:
     worst = max((_off_axial_deg(facts) for facts in cosines), default=0.0)
     if worst <= policy.axial_limit_deg:
         return None
-    return Reason(
-        Code.NOT_AXIAL,
-        f"Slices {worst:.1f} deg off axial; at most {policy.axial_limit_deg:g} deg is accepted.",
-    )
+    told = figure_beside(worst, (policy.axial_limit_deg,), 1)
+    limit = f"at most {policy.axial_limit_deg:g} deg is accepted."
+    return Reason(Code.NOT_AXIAL, f"Slices {told} deg off axial; {limit}")
 
 
 def tilt(series: Series, policy: EligibilityPolicy) -> Reason | None:
@@ -345,11 +345,11 @@ def tilt(series: Series, policy: EligibilityPolicy) -> Reason | None:
     tagged = max((abs(tilt_deg) for tilt_deg in given if math.isfinite(tilt_deg)), default=0.0)
     limit = f"at most {policy.tilt_limit_deg:g} deg is accepted."
     if tagged > policy.tilt_limit_deg:
-        return Reason(Code.GANTRY_TILT, f"Gantry tilt {tagged:.1f} deg; {limit}")
+        told = figure_beside(tagged, (policy.tilt_limit_deg,), 1)
+        return Reason(Code.GANTRY_TILT, f"Gantry tilt {told} deg; {limit}")
     if series.stack is not None and series.stack.shear_deg > policy.tilt_limit_deg:
-        return Reason(
-            Code.GANTRY_TILT, f"Slices are stacked {series.stack.shear_deg:.1f} deg off their normal; {limit}"
-        )
+        told = figure_beside(series.stack.shear_deg, (policy.tilt_limit_deg,), 1)
+        return Reason(Code.GANTRY_TILT, f"Slices are stacked {told} deg off their normal; {limit}")
     return None
 
 
@@ -393,10 +393,8 @@ def coverage(series: Series, policy: EligibilityPolicy) -> Reason | None:
     """Long enough to hold L1 to L4; whether it does, only the segmentation can tell."""
     if series.stack is None or series.stack.extent_mm >= policy.coverage_minimum_mm:
         return None
-    return Reason(
-        Code.COVERAGE_TOO_SHORT,
-        f"{series.stack.extent_mm:.0f} mm covered; {policy.coverage_minimum_mm:g} mm is required.",
-    )
+    told = figure_beside(series.stack.extent_mm, (policy.coverage_minimum_mm,), 0)
+    return Reason(Code.COVERAGE_TOO_SHORT, f"{told} mm covered; {policy.coverage_minimum_mm:g} mm is required.")
 
 
 def slice_limit(series: Series, policy: EligibilityPolicy) -> Reason | None:

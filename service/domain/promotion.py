@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from service.domain.figures import digits_beside, figure_beside
 from service.domain.policy import GatePolicy
 from service.domain.reasons import Code, Reason
 
@@ -169,7 +170,8 @@ def _detection(report: Report, policy: GatePolicy, definitions: Mapping[str, Map
         if rate is None or low is None:
             yield _unknown(f"the {name} for {policy.task}")
             continue
-        text = f"{name.capitalize()} for {policy.task} {rate:.2f}, lower bound {low:.3f}; {limit:g} is required."
+        bound = figure_beside(low, (limit,), 3)
+        text = f"{name.capitalize()} for {policy.task} {rate:.2f}, lower bound {bound}; {limit:g} is required."
         yield Check(code, low >= limit, text)
 
 
@@ -294,10 +296,12 @@ def _calibration(report: Report, policy: GatePolicy) -> Iterator[Check]:
         yield _unknown("the calibration of BMD")
         return
     low, high = policy.slope_lowest, policy.slope_highest
-    text = f"BMD by DXA rises by {slope:.2f} for each g/cm2 predicted; {low:g} to {high:g} is allowed."
+    rise = figure_beside(slope, (low, high), 2)
+    text = f"BMD by DXA rises by {rise} for each g/cm2 predicted; {low:g} to {high:g} is allowed."
     yield Check(Code.GATE_CALIBRATION, low <= slope <= high, text)
     most = policy.intercept_g_cm2
-    text = f"The line of calibration starts at {intercept:+.2f} g/cm2; {most:g} either way is allowed."
+    digits = digits_beside(intercept, (most, -most), 2)
+    text = f"The line of calibration starts at {intercept:+.{digits}f} g/cm2; {most:g} either way is allowed."
     yield Check(Code.GATE_CALIBRATION, abs(intercept) <= most, text)
 
 
@@ -313,7 +317,8 @@ def _coverage(report: Report, policy: GatePolicy) -> Iterator[Check]:
             yield _unknown(f"how often the intervals of {one.words} hold")
             continue
         least = level - policy.coverage_shortfall
-        text = f"The {level:.0%} interval of {one.words} holds {share:.0%} of the patients; {least:.0%} are required."
+        held = f"{figure_beside(100 * share, (100 * least,), 0)}%"
+        text = f"The {level:.0%} interval of {one.words} holds {held} of the patients; {least:.0%} are required."
         yield Check(Code.GATE_COVERAGE, share >= least - 1e-9, text)
 
 

@@ -48,8 +48,9 @@ from service.domain.bone import (
     percent_yam,
     t_score,
 )
-from service.domain.criteria import ARITHMETIC_DIGITS, CriteriaProfile, Cut, DensityRange, Scale
+from service.domain.criteria import CriteriaProfile, Cut, DensityRange, Scale
 from service.domain.eligibility import Verdict
+from service.domain.figures import figure_beside
 from service.domain.policy import Policy, ReferralPolicy
 from service.domain.reasons import Code, Reason
 from service.domain.result import (
@@ -422,12 +423,9 @@ def _network_finding(values: PatientValues, reference: Reference | Reason, polic
     reasons = [reason]
     if values.tbs is not None and values.tbs <= policy.tbs_impaired:
         category = _with_impaired_tbs(category, policy)
-        reasons.append(
-            Reason(
-                Code.TBS_IMPAIRED_RANGE,
-                f"TBS {values.tbs:.2f}; {policy.tbs_impaired:g} or less is called impaired microarchitecture.",
-            )
-        )
+        measured = figure_beside(values.tbs, (policy.tbs_impaired,), 2)
+        called = f"{policy.tbs_impaired:g} or less is called impaired microarchitecture"
+        reasons.append(Reason(Code.TBS_IMPAIRED_RANGE, f"TBS {measured}; {called}."))
     return _Finding(category, tuple(reasons), Driver.NETWORK)
 
 
@@ -470,9 +468,7 @@ def _history(used: ReferenceUsed, reference: Reference, profile: CriteriaProfile
 
 def _told(reading: float, cut: Cut) -> str:
     """The reading in words, with as many digits as it takes to tell it from the threshold."""
-    fewest = 1 if cut.scale is Scale.PERCENT_YAM else 2
-    enough = (digits for digits in range(fewest, ARITHMETIC_DIGITS) if round(reading, digits) != cut.value)
-    figure = f"{reading:.{fewest if reading == cut.value else next(enough, ARITHMETIC_DIGITS)}f}"
+    figure = figure_beside(reading, (cut.value,), 1 if cut.scale is Scale.PERCENT_YAM else 2)
     return f"{figure} % of the young adult mean" if cut.scale is Scale.PERCENT_YAM else f"T {figure}"
 
 
@@ -494,7 +490,7 @@ def _attenuation_finding(measurements: Measurements, policy: ReferralPolicy) -> 
     hu = attenuation.of(level) if level.valid else None
     if hu is None:
         return _without_l1(level, policy)
-    measured = f"L1 {hu:.1f} HU"
+    measured = f"L1 {figure_beside(hu, (policy.hu_refer, policy.hu_no_flag), 1)} HU"
     if hu <= policy.hu_refer:
         text = f"{measured}, at or below {policy.hu_refer:g} HU: consider DXA."
         return _Finding(Category.REFER, (Reason(Code.HU_LOW, text),), Driver.CT_ATTENUATION)

@@ -26,6 +26,9 @@ class Numbering(StrEnum):
     UNCERTAIN = "uncertain"
 
 
+NO_FLAG_RULES_NOTHING_OUT = "No flag does not rule out low bone density."  # stands beside every other category
+
+
 class Category(StrEnum):
     """The four decisions; there is no "normal"."""
 

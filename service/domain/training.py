@@ -143,9 +143,8 @@ def _objections_to_start(
     folds = wanted.folds or int(known.get(wanted.configuration, {}).get("cross_folds", 1))
     if origin.trained_here and max(folds, int(origin.config.get("cross_folds", 1))) > 1:
         told = f"{origin.name} was trained on this site's patients: in several folds, each would start with a network "
-        yield Reason(
-            Code.TRAINING_START, f"{told}that has seen the patients who shall judge it; take folds 1 or scratch"
-        )
+        instead = "take folds 1 or scratch" if int(origin.config.get("cross_folds", 1)) == 1 else "take scratch"
+        yield Reason(Code.TRAINING_START, f"{told}that has seen the patients who shall judge it; {instead}")
 
 
 def _objections_to_refit(wanted: Wanted, origin: Origin | None) -> Iterator[Reason]:

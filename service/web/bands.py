@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.domain.criteria import PROFILES, CriteriaProfile
+from service.domain.figures import digits_beside
 from service.domain.policy import ReferralPolicy
 from service.domain.result import LEVELS
 from service.web.words import number
@@ -90,6 +91,7 @@ def _bmd(patient: Mapping[str, Any], levels: Mapping[str, Any], profile: Criteri
     low = max(profile.osteoporosis, key=lambda cut: cut.bmd_g_cm2(*young))
     middle = max(profile.osteopenia, key=lambda cut: cut.bmd_g_cm2(*young))
     edges = (low.bmd_g_cm2(*young), middle.bmd_g_cm2(*young))
+    digits = digits_beside(used["bmd_g_cm2"], edges, 2)
     return _axis(
         title=f"BMD, {used['region']}",
         unit="g/cm²",
@@ -97,10 +99,10 @@ def _bmd(patient: Mapping[str, Any], levels: Mapping[str, Any], profile: Criteri
         interval=used["bmd_interval"],
         others=[(name, value) for name, value in _others(levels, "bmd_g_cm2") if name in used["levels"]],
         edges=edges,
-        ticks=tuple(number(edge) for edge in edges),
+        ticks=tuple(number(edge, digits) for edge in edges),
         labels=(low.words, middle.words, f"above {middle.limit}" if middle.inclusive else f"{middle.limit} and above"),
         reach=(0.4, 1.5),
-        digits=2,
+        digits=digits,
         note=None,
     )
 
@@ -154,8 +156,8 @@ def _tbs(patient: Mapping[str, Any], levels: Mapping[str, Any], policy: Referral
         interval=patient["tbs_interval"],
         others=_others(levels, "tbs"),
         edges=(limit,),
-        ticks=(number(limit),),
-        labels=(f"≤ {number(limit)}", f"> {number(limit)}"),
+        ticks=(f"{limit:g}",),
+        labels=(f"≤ {limit:g}", f"> {limit:g}"),
         reach=(1.0, 1.6),
         digits=2,
         note=None,
@@ -191,6 +193,7 @@ def _axis(
     )
     small = [Mark(scale.x(other), None, None, name, main=False) for name, other in others]
     low_x, high_x = (scale.x(interval[0]), scale.x(interval[1])) if interval else (None, None)
+    digits = digits_beside(value, edges, digits)
     main = Mark(scale.x(value), low_x, high_x, number(value, digits), main=True)
     spread = f", interval {number(interval[0], digits)} to {number(interval[1], digits)}" if interval else ""
     return Axis(

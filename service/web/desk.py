@@ -28,6 +28,7 @@ NO_REPORT = "There is no such report."
 NO_DELIVERY = "There is no such delivery."
 NO_RUN = "There is no such training run."
 MAX_ID = 2**31 - 1  # the largest key of a row on every database
+VIEWING = timedelta(minutes=10)  # pictures that are fetched this long after a page was looked at belong to that view
 PRINCIPAL_KEY = "osteogate.principal"  # in a request's scope: who asks, None on the few open pages
 
 
@@ -73,6 +74,16 @@ class Desk:
                 raise HTTPException(404, f"No result yet: the study is {detail.intake.state.value}.")
             self._note_seen(session, request, "result.view", detail)
         return detail.document
+
+    def picture_seen(self, request: Request, study_uid: str, result_id: int, name: str) -> None:
+        """A picture leaves its line in the audit, unless a view of its study by the same person just did.
+
+        A page with its pictures is one viewing and one line; a picture asked for by itself is one, too.
+        """
+        since, who, where = self.clock() - VIEWING, actor(request), peer_address(request)
+        with self.store.transaction() as session:
+            if not reading.seen_since(session, study_uid, since, actor=who, peer_address=where):
+                self.note(session, request, reading.PICTURE_VIEW, study_uid, result=result_id, picture=name)
 
     def act(self, request: Request, study_uid: str, action: str, reason: str | None) -> None:
         """Move the referral of a study on; an illegal move raises a `ReferralError`."""
@@ -235,6 +246,14 @@ def session_rules(settings: Settings) -> SessionRules:
     return SessionRules(timedelta(seconds=settings.session_idle_seconds), timedelta(seconds=settings.session_seconds))
 
 
+class RightMissing(HTTPException):
+    """Whoever asks lacks a right."""
+
+    def __init__(self, right: Right) -> None:
+        super().__init__(403, f"This needs the right {right.value!r}, which your role does not grant.")
+        self.right = right
+
+
 class Needs:
     """A route's dependency: 403 for whoever lacks the right. A test finds it on every route."""
 
@@ -245,7 +264,7 @@ class Needs:
         """Pass, or 403."""
         found = principal(request)
         if found is None or not found.may(self.right):
-            raise HTTPException(403, f"This needs the right {self.right.value!r}, which your role does not grant.")
+            raise RightMissing(self.right)
 
 
 def peer_address(request: Request) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, HTTPException, Query, Request, Response, UploadFile
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Depends, File, Form, HTTPException, Query, Reques
 from service.domain.access import Right
 from service.domain.dxa_csv import Defaults
 from service.web.desk import Desk, Needs, by
-from service.web.pages import PAGE_SIZE, Pages, link
+from service.web.pages import PAGE_SIZE, PageNumber, Pages, at_most_last, link
 from service.workflow import dxa, dxa_reports, pairing, performance
 from service.workflow.dxa import OnRefusal
 
@@ -34,7 +35,8 @@ def dxa_page_router(desk: Desk, pages: Pages) -> APIRouter:
 
     def page(request: Request, patient: str, number: int, report: dxa.Report | None, told: dict[str, Any]) -> Response:
         with desk.store.transaction() as session:
-            found = dxa.scans(session, patient_id=patient.strip() or None, number=number, size=PAGE_SIZE)
+            read = partial(dxa.scans, session, patient_id=patient.strip() or None, size=PAGE_SIZE)
+            found = at_most_last(lambda asked: read(number=asked), number)
             context = {
                 "page": found,
                 "imports": dxa.imports(session),
@@ -53,7 +55,7 @@ def dxa_page_router(desk: Desk, pages: Pages) -> APIRouter:
     def show(
         request: Request,
         patient: Annotated[str, Query(max_length=64)] = "",
-        page_number: Annotated[int, Query(ge=1, le=100_000, alias="page")] = 1,
+        page_number: Annotated[PageNumber, Query(alias="page")] = 1,
     ) -> Response:
         """The stored results, the latest scan first."""
         return page(request, patient, page_number, None, dict.fromkeys(ASKED, ""))

@@ -8,19 +8,25 @@ from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from service.domain.access import NOBODY, AccessError, name_key
+from service.web.addresses import LOGIN, LOGOUT, Ended, local_path
 from service.web.desk import Desk, by, peer_address, principal, session_rules
 from service.web.pages import Pages
 from service.web.tries import MAX_WRONG, WINDOW_SECONDS, Tries
 from service.workflow import passwords, people, reading
 
-LOGIN = "/login"
 COOKIE = "osteogate_session"
 MAX_WRONG_OF_A_NAME = 30  # from all addresses together; so few that guessing is hopeless, so many that nobody
 NAME_WINDOW_SECONDS = 900.0  # locks a colleague out by mistake
 WRONG = "Name or password is wrong, or the account is disabled."
 TOO_MANY = "Too many wrong passwords. Try again in {wait} s."
 
+WHAT_ENDED = {
+    Ended.PAGE: "Your session has ended. Log in to go on where you were.",
+    Ended.FORM: "Your session had ended: what you sent was not done. Log in, and send it again.",
+}
+
 Token = Annotated[str, Form(max_length=100)]
+LastWords = Annotated[str, Form(max_length=10)]
 Secret = Annotated[str, Form(max_length=4096)]
 
 
@@ -31,18 +37,26 @@ def login_router(desk: Desk, pages: Pages) -> APIRouter:
     names = Tries(MAX_WRONG_OF_A_NAME, NAME_WINDOW_SECONDS)
     rules = session_rules(desk.settings)
 
-    def form(request: Request, target: str, told: str | None = None, status: int = 200, wait: int = 0) -> Response:
+    def form(
+        request: Request, target: str, ended: str, told: str | None = None, status: int = 200, wait: int = 0
+    ) -> Response:
+        last = next((one for one in Ended if one.value == ended), None)
         with desk.store.reading() as session:
             known = {"target": target, "told": told, "users": people.anyone(session)}
+        known |= {"ended": last, "what_ended": None if last is None else WHAT_ENDED[last]}
         return pages.render(request, "login.html", known, status, {"Retry-After": str(wait)} if wait else None)
 
     @router.get(LOGIN)
-    def ask(request: Request, next: Annotated[str, Query(max_length=2000)] = "/") -> Response:
+    def ask(
+        request: Request,
+        next: Annotated[str, Query(max_length=2000)] = "/",
+        ended: Annotated[str, Query(max_length=10)] = "",
+    ) -> Response:
         """The form; whoever is in already goes where they wanted to."""
         found = principal(request)
         if found is not None and found.is_user:
             return RedirectResponse(local_path(next), 303)
-        return form(request, local_path(next))
+        return form(request, local_path(next), ended)
 
     @router.post(LOGIN)
     def enter(
@@ -50,6 +64,7 @@ def login_router(desk: Desk, pages: Pages) -> APIRouter:
         name: Annotated[str, Form(max_length=200)],
         password: Secret,
         next: Annotated[str, Form(max_length=2000)] = "/",
+        ended: LastWords = "",
         csrf: Token = "",
     ) -> Response:
         """Check name and password, start a session, go on."""
@@ -57,7 +72,7 @@ def login_router(desk: Desk, pages: Pages) -> APIRouter:
         address, target = peer_address(request) or "", local_path(next)
         wait = max(addresses.wait_seconds(address), names.wait_seconds(name_key(name)))
         if wait:
-            return form(request, target, TOO_MANY.format(wait=wait), 429, wait)
+            return form(request, target, ended, TOO_MANY.format(wait=wait), 429, wait)
         with desk.store.reading() as session:
             kept = people.password_hash(session, name)
         token = None
@@ -68,7 +83,7 @@ def login_router(desk: Desk, pages: Pages) -> APIRouter:
             addresses.add(address)
             names.add(name_key(name))
             _note_failure(request, name)
-            return form(request, target, WRONG, 401)
+            return form(request, target, ended, WRONG, 401)
         response = RedirectResponse(target, 303)
         behind_tls = request.url.scheme == "https"
         # Lax, not Strict: a link to a study in the hospital's other programs must find the reader logged in.
@@ -89,7 +104,7 @@ def login_router(desk: Desk, pages: Pages) -> APIRouter:
                 peer_address=peer_address(request),
             )
 
-    @router.post("/logout")
+    @router.post(LOGOUT)
     def leave(request: Request, csrf: Token = "") -> Response:
         """End this session."""
         pages.forms.check(request, csrf)
@@ -141,9 +156,3 @@ def _user(request: Request) -> str:
     if found is None or not found.is_user:
         raise HTTPException(403, "Only a user who logged in has an account.")
     return found.name
-
-
-def local_path(told: str) -> str:
-    """A path of ours, or the worklist: a link must not send people who logged in to another site."""
-    foreign = not told.startswith("/") or told.startswith("//") or "\\" in told or not told.isprintable()
-    return "/" if foreign or told.startswith((LOGIN, "/logout")) else told

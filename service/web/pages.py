@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request, Response
@@ -18,11 +19,12 @@ from service.domain.renumber import mapped, shifted
 from service.domain.result import LEVELS
 from service.domain.states import DeliveryState, ReferralState, ReportState, StudyState
 from service.web import words
+from service.web.addresses import worklist_path
 from service.web.bands import axes
 from service.web.csrf import Forms
 from service.web.desk import MAX_ID, NO_STUDY, Desk, Needs, inside, is_refresh, principal
 from service.workflow import reading
-from service.workflow.reading import Filter, Order, ReportLine, Stage, StudyDetail
+from service.workflow.reading import Filter, Order, Page, ReportLine, Stage, StudyDetail
 from service.workflow.referral import Action, allowed
 from service.workflow.watching import Lookout
 
@@ -32,7 +34,12 @@ OVERLAYS = ("overlay-sagittal.png", "overlay-coronal.png")
 PICTURES = frozenset([*(f"crop-{name}.png" for name in LEVELS), *OVERLAYS])
 PAGE_SIZE = 50
 
+Item = TypeVar("Item")
 RowId = Annotated[int, PathParameter(ge=1, le=MAX_ID)]
+PageNumber = Annotated[int, Query(ge=1, le=100_000)]
+Words = Annotated[str, Query(max_length=200)]
+Who = Annotated[str, Query(pattern="^(all|real|digital)$")]
+Sort = Annotated[str, Query(pattern="^-?[a-z-]+$", max_length=20)]
 
 READ, REFER = Depends(Needs(Right.READ)), Depends(Needs(Right.REFER))
 OPERATE, AUDIT = Depends(Needs(Right.OPERATE)), Depends(Needs(Right.AUDIT))
@@ -108,21 +115,18 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
     def worklist(
         request: Request,
         tab: Stage | None = None,
-        q: Annotated[str, Query(max_length=200)] = "",
-        patients: Annotated[str, Query(pattern="^(all|real|digital)$")] = "all",
-        sort: Annotated[str, Query(pattern="^-?[a-z-]+$", max_length=20)] = "priority",
-        page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+        q: Words = "",
+        patients: Who = "all",
+        sort: Sort = "priority",
+        page: PageNumber = 1,
     ) -> Response:
         """The worklist; a request of htmx gets the table alone, and is a refresh, not a new view."""
-        wanted = Filter(
-            stage=tab,
-            synthetic={"real": False, "digital": True}.get(patients),
-            text=q.strip() or None,
-        )
+        wanted = worklist_filter(tab, q, patients)
         order, descending = sorting(sort)
         refresh = is_refresh(request)
         with desk.store.reading() as session:
-            found = reading.worklist(session, wanted, order=order, descending=descending, number=page, size=PAGE_SIZE)
+            read = partial(reading.worklist, session, wanted, order=order, descending=descending, size=PAGE_SIZE)
+            found = at_most_last(lambda number: read(number=number), page)
             counts = reading.worklist_counts(session, wanted)
         if not refresh:
             with desk.store.transaction() as session:
@@ -134,6 +138,7 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
             "total": sum(counts.values()),
             "chosen": chosen,
             "link": lambda **changes: link("/", {**chosen, **changes}),
+            "export": link("/worklist.csv", chosen),
         }
         return render(request, "worklist_table.html" if refresh else "worklist.html", context)
 
@@ -158,8 +163,8 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
         return render(request, "study.html", study_context(detail, desk))
 
     @router.get("/studies/{study_uid}/pictures/{result_id}/{name}", dependencies=[READ])
-    def picture(study_uid: str, result_id: RowId, name: str) -> Response:
-        """One of the known pictures of a result, and nothing else from the disk."""
+    def picture(request: Request, study_uid: str, result_id: RowId, name: str) -> Response:
+        """One of the known pictures of a result, and nothing else from the disk; who sees it stands in the audit."""
         if name not in PICTURES:
             raise HTTPException(404, "No such picture.")
         with desk.store.reading() as session:
@@ -167,6 +172,7 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
         path = picture_path(desk.settings.results_dir, folder, name)
         if path is None:
             raise HTTPException(404, "No such picture.")
+        desk.picture_seen(request, study_uid, result_id, name)
         return FileResponse(path, media_type="image/png")
 
     @router.post("/studies/{study_uid}/referral", dependencies=[REFER])
@@ -175,13 +181,13 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
         study_uid: str,
         action: Annotated[Action, Form()],
         reason: Annotated[str, Form(max_length=1000)] = "",
-        back: Annotated[str, Form(max_length=10)] = "study",
+        back: Annotated[str, Form(max_length=4000)] = "",
         csrf: Annotated[str, Form(max_length=100)] = "",
     ) -> Response:
-        """A step of the referral loop, then back to where the button was."""
+        """A step of the referral loop, then back to where the button was: the study, or the worklist as it stood."""
         forms.check(request, csrf)
         desk.act(request, study_uid, action, reason.strip() or None)
-        return RedirectResponse("/" if back == "worklist" else f"/studies/{study_uid}", 303)
+        return RedirectResponse(worklist_path(back) if back else f"/studies/{study_uid}", 303)
 
     @router.post("/studies/{study_uid}/rerun", dependencies=[OPERATE])
     def rerun(request: Request, study_uid: str, csrf: Annotated[str, Form(max_length=100)] = "") -> Response:
@@ -240,15 +246,15 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
     @router.get("/intake", dependencies=[READ])
     def intake(
         request: Request,
-        q: Annotated[str, Query(max_length=200)] = "",
-        page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+        q: Words = "",
+        page: PageNumber = 1,
     ) -> Response:
         """Every study and series with its verdict, and everything that was turned away."""
         refresh = is_refresh(request)
         text = q.strip() or None
         with desk.store.reading() as session:
             context = {
-                "page": reading.intake(session, words=text, number=page),
+                "page": at_most_last(lambda number: reading.intake(session, words=text, number=number), page),
                 "outbox": reading.outbox(session, desk.settings.destinations),
                 "refusals": reading.refusals(session, words=text),
                 "conflicts": reading.conflicts(session, words=text),
@@ -265,12 +271,13 @@ def page_router(desk: Desk, pages: Pages, lookout: Lookout) -> APIRouter:
     def audit(
         request: Request,
         subject: Annotated[str, Query(max_length=128)] = "",
-        page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+        page: PageNumber = 1,
     ) -> Response:
         """Who looked at, took out or changed what, the latest first."""
         about = subject.strip() or None
         with desk.store.transaction() as session:
-            found = reading.audit(session, subject=about, number=page, size=PAGE_SIZE)
+            read = partial(reading.audit, session, subject=about, size=PAGE_SIZE)
+            found = at_most_last(lambda number: read(number=number), page)
             desk.note(session, request, "audit.view", "audit", about=about)
         context = {
             "page": found,
@@ -295,6 +302,17 @@ def _alternative(desk: Desk, study_uid: str) -> dict[str, str]:
 
 def _back_to_sent(study_uid: str) -> Response:
     return RedirectResponse(f"/studies/{study_uid}#sent", 303)
+
+
+def worklist_filter(tab: Stage | None, q: str, patients: str) -> Filter:
+    """What the worklist and its export show."""
+    return Filter(stage=tab, synthetic={"real": False, "digital": True}.get(patients), text=q.strip() or None)
+
+
+def at_most_last(read: Callable[[int], Page[Item]], number: int) -> Page[Item]:
+    """This page, or the last one where the list has become shorter: it must not seem to be empty."""
+    found = read(number)
+    return read(found.last) if number > found.last else found
 
 
 def sorting(sort: str) -> tuple[Order, bool]:

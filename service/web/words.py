@@ -9,12 +9,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date as date_type
 from datetime import datetime
 from typing import Any
 
+from service.domain.access import Right
+from service.domain.criteria import Scale, cuts_on
+from service.domain.figures import digits_beside
 from service.domain.monitoring import Estimate
 from service.domain.reasons import Code
-from service.domain.result import Interval
+from service.domain.result import NO_FLAG_RULES_NOTHING_OUT, Interval
 from service.domain.states import (
     DeliveryState,
     DxaReportState,
@@ -40,6 +44,7 @@ from service.workflow.reading import (
 
 DISCLAIMER = "Investigational. Not a medical device. Confirm with DXA."
 DIGITAL_MODEL = "network trained on digital patients only, not validated on people"
+NO_FLAG = NO_FLAG_RULES_NOTHING_OUT
 NO_TBS = "TBS not measured by this model"
 MISSING = "–"
 
@@ -151,7 +156,51 @@ RUN_STAGES = {
     RunStage.JUDGING: "Judging on the locked patients",
 }
 
+# What a page that refuses is called; the API keeps HTTP's own phrases.
+REFUSALS = {
+    401: "Log in first",
+    403: "Not open to you",
+    404: "Nothing here",
+    405: "Nothing here",
+    409: "Not done",
+    413: "Too large",
+    421: "Not at this address",
+    422: "Something is missing or does not fit",
+    429: "Too many requests",
+    500: "Something broke",
+    503: "Not at this moment",
+}
+RIGHTS = {
+    Right.READ: "look at worklist and studies",
+    Right.REFER: "decide about referrals",
+    Right.OPERATE: "have something measured or sent again",
+    Right.DXA: "bring in DXA results",
+    Right.MODELS: "change which model is in force",
+    Right.AUDIT: "read the audit",
+    Right.WATCH: "see how the model does",
+    Right.TRAIN: "look at or start training runs",
+}
+
 SEXES = {"F": "female", "M": "male", "O": "other"}
+
+
+def not_granted(right: Right) -> str:
+    """That a person's role does not open this, and who can help."""
+    return f"Your role does not let you {RIGHTS[right]}. Whoever runs this installation can give you one that does."
+
+
+def misfit(field: str, kind: str, limits: Mapping[str, Any]) -> str:
+    """What is wrong with one field of a form; `kind` and `limits` as the validation names them."""
+    name = f"“{field.replace('_', ' ')}”"
+    if kind in ("missing", "string_too_short"):
+        return f"{name} is missing."
+    if kind == "string_too_long":
+        return f"{name} is longer than {limits.get('max_length')} characters."
+    if kind.startswith(("int", "float")):
+        return f"{name} is not a number."
+    if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
+        return f"{name} is out of range."
+    return f"{name} is not one of the choices that the page offers."
 
 
 def model_chip(model: ModelLine) -> Chip:
@@ -240,6 +289,11 @@ def day(value: str | None) -> str:
         return value
 
 
+def date(value: date_type | None) -> str:
+    """A date: 23 Nov 2026, as everywhere on the pages."""
+    return MISSING if value is None else f"{value:%-d %b %Y}"
+
+
 def moment(value: datetime | None) -> str:
     """A moment in this machine's time zone."""
     return MISSING if value is None else f"{value.astimezone():%-d %b %Y, %H:%M}"
@@ -286,11 +340,32 @@ def number(value: float | None, digits: int = 2) -> str:
     return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
+def figure(value: float | None, digits: int, *cuts: float) -> str:
+    """A figure that stands beside its cuts: with more digits where rounding would take it across one of them."""
+    return MISSING if value is None else number(value, digits_beside(value, cuts, digits))
+
+
+def percent_yam(value: float | None) -> str:
+    """% YAM beside the thresholds of every criteria."""
+    return figure(value, 0, *cuts_on(Scale.PERCENT_YAM))
+
+
+def t_score(value: float | None) -> str:
+    """A T-score beside the thresholds of every criteria."""
+    return figure(value, 1, *cuts_on(Scale.T_SCORE))
+
+
 def estimate(told: Estimate, digits: int, percent: bool) -> str:
     """A figure with its interval, "0.012 (−0.003 to 0.027)" or "62 % (48–74)"."""
     scale, unit = (100, "\u00a0%") if percent else (1, "")
     low, high = told.low * scale, told.high * scale
     return f"{number(told.value * scale, digits)}{unit} ({interval((low, high), digits)})"
+
+
+def scanner_error(told: Estimate, allowed: float) -> str:
+    """A scanner's mean error (g/cm2) with its interval, beside what is allowed either way."""
+    digits = max(digits_beside(value, (allowed, -allowed), 3) for value in (told.value, told.low, told.high))
+    return estimate(told, digits, percent=False)
 
 
 def run_progress(told: Mapping[str, Any]) -> str:

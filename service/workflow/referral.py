@@ -77,7 +77,7 @@ def act(
     before = ReferralState(referral.state)
     after = MOVES[action].get(before)
     if after is None:
-        raise NotAllowed(f"a referral that is {before.value} cannot be changed by {action.value!r}")
+        raise NotAllowed(_why_not(action, before, referral.changed_by))
     referral.state = after.value
     referral.reason = reason if action is Action.DISMISS else None
     referral.changed_at = now
@@ -94,6 +94,22 @@ def act(
     )
     session.flush()
     return after
+
+
+_NOW = {
+    _OPEN: "is open",
+    _REVIEWED: "is marked reviewed",
+    _ORDERED: "is marked as ordered",
+    _DONE: "is marked as done",
+    _DISMISSED: "is dismissed",
+}
+
+
+def _why_not(action: Action, state: ReferralState, by: str) -> str:
+    """In words, for the person whose colleague (or second press) was there before."""
+    if state in MOVES[action].values():
+        return f"this referral {_NOW[state]} already (by {by})"
+    return f"this referral {_NOW[state]} by now (by {by}), and this step does not follow from there"
 
 
 def allowed(state: ReferralState) -> tuple[Action, ...]:

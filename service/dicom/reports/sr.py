@@ -55,15 +55,28 @@ from service.dicom.reports.uids import (
     hashed_uid,
     series_uid,
 )
+from service.domain.criteria import Scale, cuts_on
+from service.domain.figures import digits_beside
+from service.domain.policy import ReferralPolicy
+from service.domain.result import NO_FLAG_RULES_NOTHING_OUT, Category
 from service.domain.supplied import is_supplied
 
 SERIES_NUMBER = 9902
 SERIES_DESCRIPTION = "Osteogate report (investigational)"
-NOT_ASSESSABLE = "not-assessable"
-INTERVALS = "The uncertainty of a predicted value is the model's prediction interval; its model card gives the level."
+NOT_ASSESSABLE, REFER = Category.NOT_ASSESSABLE.value, Category.REFER.value
+INTERVALS = "The uncertainty of a predicted value is the model's 90 % prediction interval."
 SHIFTS = "The uncertainty of the attenuation is its change when the measured disc is moved by 3 mm."
 SYNTHETIC_ONLY = "The network was validated on digital patients only."
 PATIENT = "Patient"
+
+# Digits of a value: as the pages and the reasons tell it, BMD and TBS as densitometers do; more beside a cut.
+DIGITS: Mapping[Code, int] = {
+    codes.MEAN_ATTENUATION: 1,
+    codes.BMD: 3,
+    codes.TBS: 3,
+    codes.PERCENT_YAM: 1,
+    codes.T_SCORE: 2,
+}
 
 Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
 
@@ -170,9 +183,12 @@ def _content(context: Context) -> MeasurementReport:
 
 
 def _comments(context: Context) -> list[str]:
-    provenance = context.result["provenance"]
-    comments = [INTERVALS, SHIFTS] if context.assessable else []
-    return [*comments, SYNTHETIC_ONLY] if provenance.get("model_synthetic_only") else comments
+    flagged = context.result["decision"]["category"] == REFER
+    return [
+        *([] if flagged else [NO_FLAG_RULES_NOTHING_OUT]),
+        *([INTERVALS, SHIFTS] if context.assessable else []),
+        *([SYNTHETIC_ONLY] if context.result["provenance"].get("model_synthetic_only") else []),
+    ]
 
 
 def _observer() -> ObserverContext:
@@ -313,12 +329,25 @@ def _measurement(
     """TID 300; the interval as signed distances from the value (TID 310), in the value's own unit."""
     if value is None:
         return None
-    made = Measurement(name=name, value=value, unit=unit, derivation=derivation, algorithm_id=algorithm)
+    digits = digits_beside(value, _cuts(name), DIGITS[name])
+    told = round(value, digits)
+    made = Measurement(name=name, value=told, unit=unit, derivation=derivation, algorithm_id=algorithm)
     if interval is not None:
-        low, high = interval
-        for concept, distance in ((codes.UPPER_UNCERTAINTY, high - value), (codes.LOWER_UNCERTAINTY, value - low)):
-            _add_property(made, NumContentItem(concept, round(distance, 6), unit, relationship_type=_PROPERTY))
+        low, high = (round(bound, digits) for bound in interval)
+        for concept, distance in ((codes.UPPER_UNCERTAINTY, high - told), (codes.LOWER_UNCERTAINTY, told - low)):
+            _add_property(made, NumContentItem(concept, round(distance, digits), unit, relationship_type=_PROPERTY))
     return made
+
+
+def _cuts(name: Code) -> tuple[float, ...]:
+    """The published cuts on a value's own scale, which rounding must not cross."""
+    published = ReferralPolicy()
+    return {
+        codes.MEAN_ATTENUATION: (published.hu_refer, published.hu_no_flag),
+        codes.TBS: (published.tbs_impaired,),
+        codes.PERCENT_YAM: cuts_on(Scale.PERCENT_YAM),
+        codes.T_SCORE: cuts_on(Scale.T_SCORE),
+    }.get(name, ())
 
 
 def _add_property(measurement: Measurement, item: NumContentItem | TextContentItem) -> None:

@@ -32,12 +32,22 @@ from service.workflow.reading.deliveries import (
     report_file,
     study_of_delivery,
 )
-from service.workflow.reading.monitoring import AuditLine, Gauges, answers, audit, gauges, note
+from service.workflow.reading.monitoring import (
+    PICTURE_VIEW,
+    AuditLine,
+    Gauges,
+    answers,
+    audit,
+    gauges,
+    note,
+    seen_since,
+)
 from service.workflow.reading.studies import ResultLine, StudyDetail, Supplied, knows, result_folder, study
 from service.workflow.reading.values import Page, Patient, Standing, Told, Values, digital_model
 from service.workflow.reading.worklists import Filter, Order, Stage, WorklistEntry, worklist, worklist_counts
 
 __all__ = [
+    "PICTURE_VIEW",
     "Address",
     "AuditLine",
     "ConflictLine",
@@ -81,6 +91,7 @@ __all__ = [
     "report",
     "report_file",
     "result_folder",
+    "seen_since",
     "study",
     "study_of_delivery",
     "worklist",

@@ -76,6 +76,17 @@ def note(
     )
 
 
+PICTURE_VIEW = "picture.view"
+VIEWS = ("study.view", "result.view", PICTURE_VIEW)
+
+
+def seen_since(session: Session, study_uid: str, since: datetime, *, actor: str, peer_address: str | None) -> bool:
+    """Whether the audit holds a view of this study, by this actor from this address, since then."""
+    about = (AuditRow.at >= since, AuditRow.subject == study_uid, AuditRow.action.in_(VIEWS))
+    own = (AuditRow.actor == actor, AuditRow.peer_address == peer_address)
+    return session.scalar(select(AuditRow.id).where(*about, *own).limit(1)) is not None
+
+
 def audit(session: Session, *, subject: str | None = None, number: int = 1, size: int = 50) -> Page[AuditLine]:
     """One page of the audit trail, the latest first."""
     conditions = [AuditRow.subject == subject] if subject else []

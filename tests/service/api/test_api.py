@@ -13,6 +13,7 @@ from httpx import Response
 from sqlalchemy import text
 
 from service.api.guard import MAX_BODY_BYTES, is_loopback_name
+from service.api.schemas import iso_day
 from service.api.tabular import safe
 from service.store.tables import ReportRow
 from tests.service.web import seed
@@ -322,6 +323,15 @@ def test_body_has_a_limit(site: Installation) -> None:
 def test_api_takes_json_only(site: Installation) -> None:
     path = f"{API}/studies/{seed.QUARANTINED}/rerun"
     problem(site.client.post(path, headers={"content-type": "text/plain"}), 415)
+
+
+def test_dates_are_iso_8601(site: Installation) -> None:
+    item = site.client.get("/api/v1/worklist", params={"q": "Svensson"}).json()["items"][0]
+    assert item["study_date"] == "2026-11-23"
+    assert site.client.get(f"/api/v1/studies/{seed.REAL}").json()["study_date"] == "2026-11-23"
+    rows = csv.DictReader(io.StringIO(site.client.get("/api/v1/worklist", headers={"accept": "text/csv"}).text))
+    assert {row["study_date"] for row in rows} == {"2026-11-23"}
+    assert [iso_day(told) for told in ("19500230", "1950", "", None)] == ["19500230", "1950", None, None]
 
 
 def test_views_and_exports_are_audited(fresh: Installation) -> None:

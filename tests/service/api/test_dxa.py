@@ -160,6 +160,9 @@ def test_a_dxa_that_follows_its_ct_closes_the_referral_and_an_earlier_one_does_n
         assert "NO-CT" in page.partition('id="unused"')[2].partition("</section>")[0]
         assert "same day" in page
         assert "22 days earlier" in page
+        for told in (page, site.client.get("/dxa", headers={"accept": "text/html"}).text):
+            assert "<td>2 Nov 2026</td>" in told or '<td class="when">2 Nov 2026</td>' in told
+            assert not re.search(r">\d{4}-\d{2}-\d{2}<", told)
         assert "PAIR_NO_DXA" in page
         with site.store.reading() as session:
             line = session.scalars(select(AuditRow).where(AuditRow.action == "referral.dxa-done")).one()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from service.domain.access import GRANTS, Right, Role
+from service.workflow import people
+from service.workflow.people import By
 from tests.service.web.installation import Installation, installed
 from tests.service.workflow import hospital
 
@@ -59,6 +61,16 @@ def test_the_page_tells_it_to_people(site: Installation) -> None:
     assert "New pairs for a retraining: 30 of people" in page
     assert "normal" not in page.lower()
     assert "P1.9." not in page
+
+
+@pytest.mark.parametrize("role", [Role.CLINICIAN, Role.ML_ADMIN])
+def test_the_way_to_a_retraining_is_for_those_who_may(site: Installation, role: Role) -> None:
+    with site.store.transaction() as session:
+        by = By("shell:root", hospital.BEGIN, None)
+        key = people.create_key(session, role.value, frozenset({role}), by, expires_at=None)
+    page = site.client.get("/performance", headers={**HTML, "Authorization": f"Bearer {key}"}).text
+    assert "A retraining" in page
+    assert ('href="/training"' in page) is (Right.TRAIN in GRANTS[role])
 
 
 def test_too_few_pairs_are_told_so(tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from service.domain.policy import DEFAULT_POLICY
 from service.settings import Settings
 from service.store.engine import Store, make_engine
 from service.store.tables import AuditRow
+from service.web import words
+from service.web.addresses import local_path
 from service.web.desk import Needs
-from service.web.login import MAX_WRONG_OF_A_NAME, local_path
+from service.web.login import MAX_WRONG_OF_A_NAME
 from service.web.tries import MAX_WRONG, Pace
 from service.workflow import passwords, people
 from service.workflow.people import By
@@ -105,7 +107,7 @@ def test_nothing_opens_to_nobody(site: Site) -> None:
     answer = site.client.get(f"/studies/{seed.REFER}?x=1", headers=PAGE)
     assert (answer.status_code, answer.headers["location"]) == (303, f"/login?next=/studies/{seed.REFER}%3Fx%3D1")
     poll = site.client.get("/", headers={**PAGE, "HX-Request": "true"})
-    assert (poll.status_code, poll.headers["hx-redirect"]) == (401, "/login")
+    assert (poll.status_code, poll.headers["hx-redirect"]) == (401, "/login?ended=page")
     for path in (f"{API}/health/live", f"{API}/health/ready", "/static/osteogate.css", "/login"):
         assert site.client.get(path).status_code == 200, path
 
@@ -210,6 +212,62 @@ def test_the_page_that_asks_by_itself_keeps_nobody_logged_in(site: Site) -> None
     for _ in range(4):
         site.clock.advance(600)
         assert site.client.get("/", headers=PAGE).status_code == 200
+
+
+def test_a_form_of_a_session_that_ended_is_not_done_and_says_so(site: Site) -> None:
+    site.log_in("clinician")
+    study = f"/studies/{seed.REFER}"
+    form = {"action": "dismiss", "reason": "DXA last month", "csrf": site.token(study)}
+    site.clock.advance(1900)
+    here = {**PAGE, "referer": f"{HOST}{study}?x=1"}
+    answer = site.client.post(f"{study}/referral", data=form, headers=here)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/login?next={study}%3Fx%3D1&ended=form")
+    login = site.client.get(answer.headers["location"], headers=PAGE).text
+    assert "what you sent was not done" in login
+    assert "data-not-done" in login
+    assert "DXA last month" not in login
+    again = {"name": "clinician", "password": "wrong", "ended": "form", "csrf": site.token("/login")}
+    assert "data-not-done" in site.client.post("/login", data=again, headers=PAGE).text  # a slip loses nothing
+    with site.store.reading() as session:
+        assert not [row for row in session.scalars(select(AuditRow)) if row.action.startswith("referral.")]
+    program = site.client.post(f"{study}/referral", data=form)
+    assert (program.status_code, program.headers["content-type"]) == (401, "application/problem+json")
+
+
+@pytest.mark.parametrize("referer", ["https://evil.example/studies/1", "//evil.example", "", "https://[", f"{HOST}//x"])
+def test_where_a_form_came_from_leads_to_no_other_site(site: Site, referer: str) -> None:
+    answer = site.client.post("/dxa", headers={**PAGE, "referer": referer})
+    assert answer.headers["location"] == "/login?ended=form"
+
+
+def test_a_page_whose_session_ended_comes_back_after_logging_in(site: Site) -> None:
+    site.log_in("viewer")
+    site.clock.advance(1900)
+    answer = site.client.get("/intake?q=Karl", headers=PAGE)
+    assert answer.headers["location"] == "/login?next=/intake%3Fq%3DKarl&ended=page"
+    assert "Your session has ended" in site.client.get(answer.headers["location"], headers=PAGE).text
+    refresh = {"HX-Request": "true", "HX-Current-URL": f"{HOST}/?tab=refer"}
+    polled = site.client.get("/", headers=refresh)
+    assert (polled.status_code, polled.headers["hx-redirect"]) == (401, "/login?next=/%3Ftab%3Drefer&ended=page")
+    foreign = {**refresh, "HX-Current-URL": "https://evil.example/"}
+    assert site.client.get("/", headers=foreign).headers["hx-redirect"] == "/login?ended=page"
+    assert "session" not in site.client.get("/login", headers=PAGE).text.partition("<main")[2]  # nobody's has ended
+
+
+def test_the_page_of_the_api_leads_to_the_login_and_back(site: Site) -> None:
+    answer = site.client.get("/api/docs", headers=PAGE)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=/api/docs")
+    assert site.client.get("/api/openapi.json", headers=PAGE).status_code == 401
+
+
+def test_a_person_without_a_right_reads_a_sentence_and_a_program_its_name(site: Site) -> None:
+    site.log_in("viewer")
+    page = site.client.get("/training", headers=PAGE)
+    assert page.status_code == 403
+    assert "Your role does not let you look at or start training runs." in page.text
+    assert "train&#39;" not in page.text
+    assert "'train'" in site.client.get("/training").json()["detail"]
+    assert set(words.RIGHTS) == set(Right)
 
 
 def test_another_password_needs_the_present_one(site: Site) -> None:

@@ -21,7 +21,7 @@ from service.dicom.headers import read_facts
 from service.dicom.reports import codes, is_ours
 from service.dicom.reports.seg import make_segmentation, segment_numbers
 from service.dicom.reports.source import ReportError
-from service.dicom.reports.sr import make_structured_report
+from service.dicom.reports.sr import DIGITS, make_structured_report
 from service.dicom.reports.uids import DISCLAIMER, MANUFACTURER
 from service.domain.reasons import Code, Reason
 from service.domain.result import (
@@ -167,25 +167,64 @@ def test_the_report_holds_the_values_of_the_result(
     made = make_structured_report(source, segmentation, result, at=AT, reference=REFERENCE)
     rois, patient = groups(written(made, tmp_path))
     l2 = result["levels"]["L2"]
-    expected = {codes.MEAN_ATTENUATION: l2["hu_mean"], codes.BMD: l2["bmd_g_cm2"], codes.TBS: l2["tbs"]}
-    assert numbers(rois["L2"]) == expected
-    assert numbers(rois["L4"]) == {codes.MEAN_ATTENUATION: 101.5, codes.BMD: 0.7512}
+    told = {codes.MEAN_ATTENUATION: l2["hu_mean"], codes.BMD: l2["bmd_g_cm2"], codes.TBS: l2["tbs"]}
+    assert numbers(rois["L2"]) == {name: round(value, DIGITS[name]) for name, value in told.items()}
+    assert numbers(rois["L4"]) == {codes.MEAN_ATTENUATION: 101.5, codes.BMD: 0.751}
     assert numbers(patient) == {
-        codes.MEAN_ATTENUATION: 99.875,
-        codes.BMD: 0.7412,
-        codes.TBS: 1.2345,
+        codes.MEAN_ATTENUATION: 99.9,
+        codes.BMD: 0.741,
+        codes.TBS: round(1.2345, 3),
         codes.PERCENT_YAM: 62.1,
     }
     bmd = rois["L2"].get_measurements(codes.BMD)[0]
     assert bmd.unit == codes.G_CM2
     bounds = {item.name: item.value for item in bmd[0].ContentSequence if item.ValueType == "NUM"}
-    assert bmd.value + bounds[codes.UPPER_UNCERTAINTY] == pytest.approx(0.8252, abs=1e-6)
-    assert bmd.value - bounds[codes.LOWER_UNCERTAINTY] == pytest.approx(0.6372, abs=1e-6)
+    assert bmd.value + bounds[codes.UPPER_UNCERTAINTY] == pytest.approx(0.825, abs=1e-6)
+    assert bmd.value - bounds[codes.LOWER_UNCERTAINTY] == pytest.approx(0.637, abs=1e-6)
     yam = patient.get_measurements(codes.PERCENT_YAM)[0]
     assert REFERENCE in texts(yam[0])
     segment = rois["L2"].referenced_segment
     assert segment.referenced_sop_instance_uid == segmentation.SOPInstanceUID
     assert segment.referenced_segment_numbers == [segment_numbers(segmentation)["L2"]]
+
+
+def test_numbers_are_as_long_as_people_read_them_and_cross_no_cut(source: list[Dataset], tmp_path: Path) -> None:
+    third = 1 / 3
+    patient = PatientValues(
+        True, 0.7 + third / 100, (0.6 + third / 100, 0.8 + third / 100), 1.3096, None, 110.04, 79.98, -1.004, ("L2",)
+    )
+    made = make_structured_report(source, None, document(source, patient=patient), at=AT, reference=REFERENCE)
+    path = written(made, tmp_path)
+    assert errors_of_dciodvfy(path, "Comprehensive3DSR") == []
+    _, group = groups(path)
+    assert numbers(group) == {
+        codes.MEAN_ATTENUATION: 110.04,
+        codes.BMD: 0.703,
+        codes.TBS: 1.3096,
+        codes.PERCENT_YAM: 79.98,
+        codes.T_SCORE: -1.004,
+    }
+    assert len(numerals(made)) > 10
+    assert max(map(len, numerals(made))) <= 7
+
+
+def numerals(item: Dataset) -> list[str]:
+    """Every Numeric Value (0040,A30A) below an item, as it is written."""
+    own = [str(one.NumericValue) for one in item.get("MeasuredValueSequence", ())]
+    return own + [text for child in item.get("ContentSequence", ()) for text in numerals(child)]
+
+
+@pytest.mark.parametrize("category", list(Category))
+def test_a_report_without_a_flag_says_that_it_rules_nothing_out(
+    source: list[Dataset], segmentation: Dataset, category: Category
+) -> None:
+    decision = Decision(category, (LOW,), Driver.NETWORK, "YOSHIDA_2023 v1")
+    said = texts(make_structured_report(source, segmentation, document(source, decision=decision), at=AT))
+    assert ("No flag does not rule out low bone density." in said) is (category is not Category.REFER)
+    assert ("The uncertainty of a predicted value is the model's 90 % prediction interval." in said) is (
+        category is not Category.NOT_ASSESSABLE
+    )
+    assert not any("model card" in text for text in said)
 
 
 def test_an_excluded_level_says_why_and_holds_no_number(

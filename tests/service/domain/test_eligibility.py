@@ -60,6 +60,7 @@ SPOILT: list[tuple[dict[str, Any], Code, str]] = [
     ({"convolution_kernel": ("Br64f", "3")}, Code.KERNEL_NOT_ALLOWED, "Kernel Br64f; allowed for siemens: Br40"),
     ({"lossy": True}, Code.LOSSY, "all 160 images"),
     ({"gantry_tilt_deg": -12.0}, Code.GANTRY_TILT, "12.0 deg; at most 0.5 deg"),
+    ({"gantry_tilt_deg": 0.54}, Code.GANTRY_TILT, "0.54 deg; at most 0.5 deg"),
     ({"rescale_slope": None}, Code.NO_RESCALE, "all 160 images"),
     ({"rescale_slope": 0.0}, Code.NO_RESCALE, "all 160 images"),
     ({"rescale_type": "OD"}, Code.NOT_HU, "OD"),

@@ -85,6 +85,19 @@ def test_each_limit_shuts_the_gate_with_its_own_reason(changes: dict[str, Any], 
     assert others <= {Code.GATE_FEW_PATIENTS}  # nobody at all is too few, too
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"intervals__patient_bmd_coverage": 0.797}, "holds 79.7% of the patients"),
+        ({"calibration__bmd__slope": 0.798}, "rises by 0.798 for each"),
+        ({"calibration__bmd__intercept": -0.203}, "starts at -0.203 g/cm2"),
+        ({"per_patient__osteopenia__defined__sensitivity_ci": [0.5997, 0.95]}, "lower bound 0.5997; 0.6 is required"),
+    ],
+)
+def test_a_figure_of_the_gate_is_told_apart_from_its_limit(changes: dict[str, Any], told: str) -> None:
+    assert told in " ".join(reason.text for reason in verdict(passing(**changes)).reasons)
+
+
 def test_a_bound_that_just_misses_is_not_told_as_its_limit() -> None:
     """9 of 10: 0.596 told as 0.60, beside "0.6 is required", would be a riddle."""
     told = verdict(passing(per_patient__osteopenia__defined__specificity_ci=[0.596, 0.98])).reasons

@@ -17,6 +17,7 @@ from service.domain.bone import Reference, ReferenceOrigin, References, load_ref
 from service.domain.criteria import PROFILES
 from service.domain.eligibility import Verdict
 from service.domain.errors import PolicyError
+from service.domain.figures import figure_beside
 from service.domain.policy import DEFAULT_POLICY, Policy, load_policy
 from service.domain.reasons import Code, Reason
 from service.domain.referral import Outcome, PatientFacts, decide, reportable
@@ -418,6 +419,33 @@ def as_document(found: Measurements, outcome: Outcome) -> dict[str, Any]:
 def test_a_figure_is_told_apart_from_its_threshold() -> None:
     text = judge(measured(percent=69.98)).decision.reasons[0].text
     assert text.startswith("BMD 69.98 % of the young adult mean, below 70 % YAM")
+
+
+@pytest.mark.parametrize(
+    ("hu", "told"),
+    [
+        (110.04, "L1 110.04 HU, between 110 and 160 HU."),
+        (110.0, "L1 110.0 HU, at or below 110 HU: consider DXA."),
+        (160.02, "L1 160.02 HU, above 160 HU."),
+        (159.98, "L1 159.98 HU, between 110 and 160 HU."),
+        (98.25, "L1 98.2 HU, at or below 110 HU: consider DXA."),
+    ],
+)
+def test_an_attenuation_is_told_apart_from_its_cut(hu: float, told: str) -> None:
+    assert judge(measured(hu=hu), REAL).decision.reasons[0].text == told
+
+
+def test_a_tbs_is_told_apart_from_its_cut() -> None:
+    reasons = {reason.code: reason.text for reason in judge(measured(tbs=1.3096)).decision.reasons}
+    assert reasons[Code.TBS_IMPAIRED_RANGE].startswith("TBS 1.3096; 1.31 or less")
+
+
+@given(st.floats(60, 200), st.floats(60, 200), st.integers(0, 2))
+def test_no_rounding_crosses_a_cut(value: float, cut: float, fewest: int) -> None:
+    cut = round(cut, 2)
+    told = float(figure_beside(value, (cut,), fewest))
+    exact = round(value, 9)
+    assert (told > cut, told < cut) == (exact > cut, exact < cut)
 
 
 def test_the_result_names_its_reference_its_levels_and_their_authority() -> None:

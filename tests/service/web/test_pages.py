@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,14 @@ def test_real_patient_is_decided_by_attenuation(site: Installation) -> None:
     assert "no reference in force" in text  # %YAM withheld
 
 
+@pytest.mark.parametrize(
+    ("study", "stands"),
+    [(seed.NO_FLAG, True), (seed.BETWEEN, True), (seed.SHORT_VIEW, True), (seed.REFER, False)],
+)
+def test_where_no_flag_stands_it_says_that_it_rules_nothing_out(site: Installation, study: str, stands: bool) -> None:
+    assert ("No flag does not rule out low bone density." in page(site, f"/studies/{study}")) is stands
+
+
 def test_decision_that_is_about_to_change_says_so(site: Installation) -> None:
     assert "about to be replaced" in page(site, f"/studies/{seed.LATE}")
 
@@ -159,6 +169,94 @@ def test_search_words_stay_inert(site: Installation) -> None:
     assert "<img" not in page(site, '/intake?q="><img src=x>').partition("<main")[2].partition("<table")[0]
 
 
+def test_a_page_beyond_the_last_is_the_last(site: Installation) -> None:
+    for path in ("/", "/intake", "/audit", "/intake?q=Karl"):
+        beyond = page(site, f"{path}{'&' if '?' in path else '?'}page=99")
+        assert 'class="card empty"' not in beyond, path
+    assert "Yamada" in page(site, "/?page=99")
+    refresh = site.client.get("/?page=99", headers={"HX-Request": "true"}).text
+    assert "<table" in refresh
+    assert "Nothing under this filter" in page(site, "/?q=nobody-of-that-name&page=7")
+
+
+def test_a_quick_step_leads_back_to_the_worklist_as_it_stood(fresh: Installation) -> None:
+    text = page(fresh, "/?tab=refer&q=P0&patients=digital&sort=-bmd")
+    back = "/?tab=refer&q=P0&patients=digital&sort=-bmd"
+    assert f'name="back" value="{html.escape(back)}"' in text
+    answer = press(fresh, f"/studies/{seed.REFER}/referral", action="review", back=back)
+    assert (answer.status_code, answer.headers["location"]) == (303, back)
+
+
+@pytest.mark.parametrize(
+    "back", ["https://evil.example/", "//evil.example", "/\\evil.example", "/logout", "/models", "worklist", "/?\nx"]
+)
+def test_a_quick_step_leads_nowhere_but_to_the_worklist(fresh: Installation, back: str) -> None:
+    answer = press(fresh, f"/studies/{seed.REFER}/referral", action="review", back=back)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+def test_a_search_keeps_tab_and_order(site: Installation) -> None:
+    search = page(site, "/?tab=refer&sort=-bmd").partition('role="search"')[2].partition("</form>")[0]
+    assert '<input type="hidden" name="tab" value="refer">' in search
+    assert '<input type="hidden" name="sort" value="-bmd">' in search
+
+
+def test_the_export_holds_what_the_page_shows(fresh: Installation) -> None:
+    text = page(fresh, "/?tab=refer&patients=digital&sort=name")
+    [address] = re.findall(r'href="(/worklist\.csv[^"]*)"', text)
+    rows = fresh.client.get(html.unescape(address)).text.splitlines()[1:]
+    shown = re.findall(r'<a href="/studies/([0-9.]+)"><bdi>', text)
+    assert [row.partition(",")[0] for row in rows] == shown
+    assert 0 < len(rows) < len(fresh.client.get("/worklist.csv").text.splitlines()) - 1
+    with fresh.store.reading() as session:
+        first = session.scalars(
+            select(AuditRow).where(AuditRow.action == "worklist.export").order_by(AuditRow.id)
+        ).first()
+    assert first is not None
+    assert first.detail == {"rows": len(rows), "tab": "refer", "q": "", "patients": "digital"}
+
+
+def views(site: Installation, study_uid: str) -> list[AuditRow]:
+    with site.store.reading() as session:
+        about = select(AuditRow).where(AuditRow.subject == study_uid, AuditRow.action.endswith(".view"))
+        return list(session.scalars(about.order_by(AuditRow.id)))
+
+
+def pictures(site: Installation) -> str:
+    """Where the pictures of the one result that has some lie."""
+    with site.store.reading() as session:
+        rows = session.scalars(select(ResultRow).where(ResultRow.artefacts.is_not(None))).all()
+        [result] = [row.id for row in rows if row.study.study_uid == seed.REFER]
+    return f"/studies/{seed.REFER}/pictures/{result}"
+
+
+def test_a_picture_that_is_asked_for_by_itself_leaves_a_trace(fresh: Installation) -> None:
+    for name in ("crop-L1.png", "crop-L2.png", "overlay-coronal.png"):
+        assert fresh.client.get(f"{pictures(fresh)}/{name}").status_code == 200
+    assert fresh.client.get(f"{pictures(fresh)}/crop-L9.png").status_code == 404
+    [line] = views(fresh, seed.REFER)
+    assert (line.actor, line.action, line.peer_address) == ("local", "picture.view", "testclient")
+    assert line.detail == {"result": int(pictures(fresh).rpartition("/")[2]), "picture": "crop-L1.png"}
+
+
+def test_the_pictures_of_a_page_are_one_view_with_it(fresh: Installation) -> None:
+    page(fresh, f"/studies/{seed.REFER}")
+    fresh.client.get(f"{pictures(fresh)}/crop-L1.png")
+    assert [line.action for line in views(fresh, seed.REFER)] == ["study.view"]
+
+
+def test_an_old_view_or_somebody_else_s_covers_no_picture(fresh: Installation) -> None:
+    with fresh.store.transaction() as session:
+        for actor, age, subject in (("local", 11, seed.REFER), ("somebody", 1, seed.REFER), ("local", 1, seed.REAL)):
+            at = seed.NOW - timedelta(minutes=age)
+            row = AuditRow(
+                at=at, actor=actor, action="study.view", subject=subject, detail={}, peer_address="testclient"
+            )
+            session.add(row)
+    fresh.client.get(f"{pictures(fresh)}/crop-L1.png")
+    assert views(fresh, seed.REFER)[-1].action == "picture.view"
+
+
 def test_pictures_of_a_result(site: Installation) -> None:
     answer = site.client.get(f"/studies/{seed.REFER}/pictures/1/crop-L1.png")
     assert answer.status_code == 200
@@ -201,7 +299,58 @@ def test_referral_moves_by_its_form(fresh: Installation) -> None:
     assert "referral-reviewed" in page(fresh, f"/studies/{seed.REFER}")
     again = fresh.client.post(path, data=form, headers=PAGE)
     assert again.status_code == 409
-    assert "<h1>Conflict</h1>" in again.text
+    assert "<h1>Not done</h1>" in again.text
+    assert "This referral is marked reviewed already (by local). Nothing was changed." in again.text
+
+
+def test_what_a_page_refuses_is_told_in_sentences(fresh: Installation) -> None:
+    path = f"/studies/{seed.REFER}/referral"
+    assert "“action” is missing. Nothing was changed." in press(fresh, path).text
+    assert "“action” is not one of the choices that the page offers." in press(fresh, path, action="eat").text
+    long = press(fresh, path, action="dismiss", reason="x" * 1001)
+    assert "“reason” is longer than 1000 characters." in long.text
+    assert "data-not-done" in long.text
+    bad = fresh.client.get("/?page=x", headers=PAGE)
+    assert (bad.status_code, "There is nothing at this address" in bad.text) == (422, True)
+    for answer in (long, bad):
+        assert not re.search(r"Input should|String should|body\.|query\.", answer.text)
+    program = fresh.client.get("/?page=x").json()
+    assert program["errors"][0]["where"] == "query.page"
+
+
+def test_a_refused_form_leads_back_to_its_page_and_nowhere_else(fresh: Installation) -> None:
+    study = f"/studies/{seed.REFER}"
+    form = {"csrf": token(fresh), "action": "reopen"}
+    for referer, leads in ((f"{ORIGIN}{study}", True), (f"https://evil.example{study}", False)):
+        text = fresh.client.post(f"{study}/referral", data=form, headers={**PAGE, "referer": referer}).text
+        assert "This referral is open already" in text
+        assert (f'href="{study}">Back to the page before' in text) is leads
+        assert "evil" not in text
+
+
+def test_a_person_reads_a_page_where_the_door_itself_refuses(fresh: Installation) -> None:
+    foreign = {**PAGE, "origin": "https://evil.example"}
+    answer = fresh.client.post(f"/studies/{seed.REFER}/referral", headers=foreign)
+    assert (answer.status_code, answer.headers["content-type"]) == (403, "text/html; charset=utf-8")
+    assert "must come from Osteogate" in answer.text
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    large = fresh.client.post("/dxa", headers={**PAGE, "origin": ORIGIN, "content-length": str(10**9)})
+    assert (large.status_code, "<h1>Too large</h1>" in large.text) == (413, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "current"),
+    [
+        ("/", "/", "page"),
+        ("/models", "/models", "page"),
+        ("/models/1", "/models", "true"),
+        (f"/studies/{seed.REFER}", "/", "true"),
+        ("/pairing", "/dxa", "true"),
+    ],
+)
+def test_the_navigation_says_where_one_is(site: Installation, path: str, place: str, current: str) -> None:
+    nav = page(site, path).partition("<nav")[2].partition("</nav>")[0]
+    assert re.findall(r'<a href="([^"]+)" aria-current="([a-z]+)"', nav) == [(place, current)]
 
 
 def test_form_without_a_token_is_refused(fresh: Installation) -> None:

@@ -108,6 +108,53 @@ def test_bands_are_those_of_the_criteria_that_judged(criteria: str, ticks: list[
     assert [mark.label for mark in bmd.marks] == ["L2", "L3", "0.70"]
 
 
+@pytest.mark.parametrize(
+    ("percent", "told"), [(79.6, "79.6"), (80.0, "80"), (80.4, "80.4"), (69.98, "69.98"), (85.7, "86")]
+)
+def test_percent_yam_is_not_rounded_across_a_threshold(percent: float, told: str) -> None:
+    assert words.percent_yam(percent) == told
+
+
+def test_a_t_score_is_not_rounded_across_a_threshold() -> None:
+    assert [words.t_score(value) for value in (-2.48, -2.5, -1.04, -1.7, None)] == [
+        "−2.48",
+        "−2.5",
+        "−1.04",
+        "−1.7",
+        "–",
+    ]
+
+
+def test_a_scanners_error_is_told_apart_from_what_is_allowed() -> None:
+    assert words.scanner_error(Estimate(0.0311, 0.0203, 0.0419, 40), 0.02) == "0.0311 (0.0203–0.0419)"
+    assert words.scanner_error(Estimate(0.031, 0.021, 0.042, 40), 0.02) == "0.031 (0.021–0.042)"
+
+
+def test_a_value_in_a_drawing_is_told_apart_from_its_threshold() -> None:
+    level = {"valid": True, "hu_mean": 110.04, "bmd_g_cm2": 0.7996, "tbs": 1.3096}
+    used = YOUNG | {"mean_g_cm2": 1.0, "bmd_g_cm2": 0.7996, "levels": ["L1"], "region": "L1-L4"}
+    document = {
+        "patient": {
+            "bmd_g_cm2": 0.7996,
+            "bmd_interval": [0.7, 0.9],
+            "tbs": 1.3096,
+            "tbs_interval": [1.2, 1.4],
+            "hu_mean": 110.04,
+            "reference": used,
+        },
+        "levels": dict.fromkeys(words_levels(), level),
+        "decision": {"criteria": "YOSHIDA_2023"},
+    }
+    bmd, attenuation, tbs = axes(document, ReferralPolicy())
+    assert [mark.label for drawing in (bmd, attenuation, tbs) for mark in drawing.marks if mark.main] == [
+        "0.7996",
+        "110.04",
+        "1.3096",
+    ]
+    assert bmd.ticks[1].label == "0.8000"
+    assert "110.04 HU" in attenuation.summary
+
+
 def words_levels() -> tuple[str, ...]:
     return ("L1", "L2", "L3", "L4")
 
