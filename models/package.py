@@ -101,8 +101,8 @@ class Manifest:
         if manifest.targets not in (TARGETS, BMD_ALONE):
             raise PackageError(f"{MANIFEST}: a package predicts {' and '.join(TARGETS)}, or {BMD_ALONE[0]} alone")
         widths = [width for one in manifest.intervals for width in (one.bmd_g_cm2, one.tbs) if width is not None]
-        if not all(math.isfinite(width) and width > 0 for width in widths) or not 0 < manifest.interval_level < 1:
-            raise PackageError(f"{MANIFEST}: an interval's half-width is above 0, and its level within 0 and 1")
+        if not all(math.isfinite(width) and width >= 0 for width in widths) or not 0 < manifest.interval_level < 1:
+            raise PackageError(f"{MANIFEST}: an interval's half-width is 0 or more, and its level within 0 and 1")
         if any((one.tbs is None) != (manifest.targets == BMD_ALONE) for one in manifest.intervals):
             raise PackageError(f"{MANIFEST}: its intervals are not those of {' and '.join(manifest.targets)}")
         if not manifest.members:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,10 +34,10 @@ from models.phantom.render import render
 from models.phantom.scanner import scan, scanner_rng
 from models.phantom.spine import spine_bounds
 from models.training import stored_field
-from service.domain.bone import REGION, ReferenceOrigin, load_references
-from service.domain.policy import load_policy
+from service.domain.bone import REGION, ReferenceOrigin, digital_section, load_references
 from service.settings import Settings
 from service.workflow.model import REFERENCE
+from service.workflow.rules import policy_in_force
 from tests.service.web.installation import Installation, installed
 from tests.service.workflow import pairs
 from worker import cohorts
@@ -64,6 +64,8 @@ bias_g_cm2 = 0.05
 """
 DIGITAL = tuple(one for one in load_references().entries if one.provenance is ReferenceOrigin.DIGITAL)
 YOUNG = tuple(one for one in DIGITAL if one.region == REGION)
+NAMES = {"F": "reference_female", "M": "reference_male"}
+VERIFIED = 'verified_by_site = true\nverified_by = "M. Physicist"\nverified_on = 2026-11-23'
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,15 @@ def mean_error(report: Mapping[str, Any]) -> float:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Installation]:
-    (tmp_path / "policy.toml").write_text(SMALL, encoding="utf-8")
-    policy = replace(load_policy(SMALL), references=YOUNG)
-    told = {"policy_file": tmp_path / "policy.toml", "training_disk_bytes": 1}
-    with installed(tmp_path, empty=True, policy=policy, **told) as opened:
+    """A hospital that has verified young adults of its own: the digital ones, called published."""
+    own = digital_section(YOUNG).replace("[digital.", "[published.own-").replace("verified_by_site = false", VERIFIED)
+    (tmp_path / "references").mkdir()
+    (tmp_path / "references" / "own.toml").write_text(own, encoding="utf-8")
+    chosen = "".join(f'{NAMES[one.sex]} = "own-{one.key}"\n' for one in YOUNG)
+    (tmp_path / "policy.toml").write_text(f"{SMALL}[referral]\n{chosen}", encoding="utf-8")
+    told = {"policy_file": tmp_path / "policy.toml", "references_dir": tmp_path / "references"}
+    policy = policy_in_force(Settings(**told))
+    with installed(tmp_path, empty=True, policy=policy, training_disk_bytes=1, **told) as opened:
         yield opened
 
 
