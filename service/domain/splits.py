@@ -8,6 +8,7 @@ a tenth misses the low end by chance. Pure: the seed is an argument, and the ord
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -59,14 +60,19 @@ def places(people: Iterable[Person], known: Mapping[str, Place], *, seed: int, l
 
 def _locked(new: Sequence[Person], seed: int, share: float) -> Iterator[str]:
     """Of every block of neighbours in density one; of what remains each with the probability `share`."""
-    size = round(1 / share)
-    for start in range(0, len(new), size):
-        keys = [one.key for one in new[start : start + size]]
-        first = min(keys, key=lambda key: _drawn(seed, "locked", key))
-        if len(keys) == size:
-            yield first
+    blocks: dict[int, list[str]] = {}  # as long as `share` has them be on average: 3 and 2 in turn for 0.4
+    for index, one in enumerate(new):
+        blocks.setdefault(_quota(index, share), []).append(one.key)
+    for block, keys in blocks.items():
+        if _quota(len(new), share) > block:
+            yield min(keys, key=lambda key: _drawn(seed, "locked", key))
         else:
             yield from (key for key in keys if _drawn(seed, "locked", key) < share)
+
+
+def _quota(count: int, share: float) -> int:
+    """How many of so many are locked; rounded first, for 0.1 x 30 is 3 and no less."""
+    return math.floor(round(count * share, 9))
 
 
 def _tenths(learning: Sequence[str], known: Mapping[str, Place], seed: int) -> Iterator[tuple[str, int]]:

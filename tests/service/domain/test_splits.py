@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,15 @@ def test_a_fifth_judges_and_the_rest_fill_the_tenths_evenly() -> None:
     tenths = [place.tenth for place in found.values() if place.part is Part.TRAINING]
     assert sorted(tenths) == sorted([*range(TENTHS)] * 8)  # type: ignore[type-var]
     assert all(found[key].tenth is None for key in locked(found))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5])
+def test_the_share_that_is_asked_for_is_locked(share: float) -> None:
+    """Of 100, and evenly over density: in every stretch of the order, to a patient on either end."""
+    found = places(PEOPLE, {}, seed=1, locked_share=share)
+    assert len(locked(found)) == round(100 * share)
+    order = sorted(PEOPLE, key=lambda one: one.bmd_g_cm2)
+    assert abs(sum(one.key in locked(found) for one in order[:50]) - 50 * share) <= 1
 
 
 def test_both_draws_are_even_over_density() -> None:
