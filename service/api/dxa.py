@@ -198,6 +198,9 @@ class PairingShape(BaseModel):
     unpaired: tuple[UnpairedShape, ...]
     unused_dxa: tuple[int, ...]
     why: dict[str, int] = Field(description="how many CTs have no DXA result, by reason code")
+    cut_ids: tuple[tuple[str, str], ...] = Field(
+        description="IDs of a DXA result and of a CT that differ by leading zeros alone; nothing is paired by them"
+    )
 
 
 def dxa_router(desk: Desk) -> APIRouter:
@@ -347,6 +350,7 @@ def _pairing_shape(found: pairing.Overview) -> PairingShape:
         unpaired=tuple(unpaired),
         unused_dxa=tuple(one.id for one in found.unused),
         why={code.value: count for code, count in found.why.items()},
+        cut_ids=found.cut_ids,
     )
 
 

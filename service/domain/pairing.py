@@ -205,6 +205,17 @@ def _one_ct_each(wishes: Sequence[Pair]) -> tuple[list[Pair], list[Unpaired]]:
     return pairs, unpaired
 
 
+def cut_ids(with_dxa: Iterable[str], with_ct: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """(ID of a DXA result, ID of a CT) that differ by leading zeros alone, as a spreadsheet leaves them.
+
+    A person is told; nothing is paired by it, for they may be two patients.
+    """
+    known = set(with_ct)
+    cts = {told.lstrip("0"): told for told in sorted(known, reverse=True)}
+    near = ((told, cts.get(told.lstrip("0"))) for told in sorted(with_dxa) if told not in known and told.strip("0"))
+    return tuple((told, ct) for told, ct in near if ct is not None)
+
+
 def tally(pairing: Pairing) -> Mapping[Code, int]:
     """How many CTs stay alone, by reason, the most frequent first."""
     counts: dict[Code, int] = {}

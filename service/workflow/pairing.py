@@ -15,7 +15,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session, selectinload
 
 from service.domain.dxa import Validity, manufacturer_named
-from service.domain.pairing import Ct, Dxa, Pair, Unpaired, answered, pair, tally
+from service.domain.pairing import Ct, Dxa, Pair, Unpaired, answered, cut_ids, pair, tally
 from service.domain.policy import PairingPolicy
 from service.domain.reasons import Code
 from service.domain.result import LEVELS, Numbering
@@ -35,6 +35,7 @@ class Overview:
     unused: tuple[Dxa, ...]
     why: Mapping[Code, int]
     window_days: int
+    cut_ids: tuple[tuple[str, str], ...] = ()  # of a DXA result without any CT, and of a CT: apart by leading zeros
 
     @property
     def vertebrae(self) -> int:
@@ -58,7 +59,13 @@ def overview(session: Session, policy: PairingPolicy) -> Overview:
     if alone:
         why[Code.PAIR_NO_DXA] = why.get(Code.PAIR_NO_DXA, 0) + alone
     pairs = tuple(sorted(found.pairs, key=lambda one: (one.dxa.scan_date, one.ct.study_uid), reverse=True))
-    return Overview(pairs, found.unpaired, found.unused, why, policy.window_days)
+    return Overview(pairs, found.unpaired, found.unused, why, policy.window_days, _cut_ids(session))
+
+
+def _cut_ids(session: Session) -> tuple[tuple[str, str], ...]:
+    known = select(StudyRow.patient_id).where(StudyRow.patient_id.is_not(None)).distinct()
+    alone = list(session.scalars(select(DxaScanRow.patient_id).where(DxaScanRow.patient_id.not_in(known)).distinct()))
+    return cut_ids(alone, (told for told in session.scalars(known) if told)) if alone else ()
 
 
 def close_referrals(session: Session, patient_ids: Collection[str], window_days: int, by: By) -> int:

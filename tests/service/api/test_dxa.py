@@ -156,7 +156,12 @@ def test_a_dxa_that_follows_its_ct_closes_the_referral_and_an_earlier_one_does_n
         assert found["why"] == {"PAIR_NO_DXA": 10}
         alone = {"patient_id": "NO-CT", "scan_date": "2026-11-02", **both}
         assert site.client.post(API, json={**RESULT, **alone}).status_code == 201
+        assert site.client.get(f"{API}/pairing").json()["cut_ids"] == []
+        padded = f"00{patient(seed.LATE)}"
+        assert site.client.post(API, json={**RESULT, **alone, "patient_id": padded}).status_code == 201
+        assert site.client.get(f"{API}/pairing").json()["cut_ids"] == [[padded, patient(seed.LATE)]]
         page = site.client.get("/pairing", headers={"accept": "text/html"}).text
+        assert "1 patient ID of DXA results may have lost leading zeros" in page
         assert "NO-CT" in page.partition('id="unused"')[2].partition("</section>")[0]
         assert "same day" in page
         assert "22 days earlier" in page

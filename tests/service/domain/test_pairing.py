@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.domain.pairing import Ct, Dxa, answered, pair, tally
+from service.domain.pairing import Ct, Dxa, answered, cut_ids, pair, tally
 from service.domain.reasons import Code
 
 DAY = date(2026, 3, 4)
@@ -122,6 +122,12 @@ def test_whoever_went_to_dxa_went_whatever_it_is_compared_with() -> None:
     assert answered([ct("a"), ct("b", 41), ct("c", None), ct("d", issuers=("E", "W"))], results, 365) == {"a"}
     assert answered([ct("a", sex="F")], [dxa(2, 40, sex="M")], 365) == frozenset()
     assert answered([ct("a")], [dxa(2, 366)], 365) == frozenset()
+
+
+def test_an_id_that_a_spreadsheet_cut_is_told_and_pairs_nothing() -> None:
+    assert pair([ct(patient_id="0012")], [dxa(patient_id="12")], 365).pairs == ()
+    assert cut_ids({"12", "7", "000", "A1"}, {"0012", "012", "0", "0A1x"}) == (("12", "0012"),)
+    assert cut_ids({"12"}, {"12", "0012"}) == ()
 
 
 def test_the_order_of_the_input_changes_nothing() -> None:
