@@ -35,6 +35,7 @@ FORMAT = 5
 READ_FORMATS = (1, 2, 3, 4, 5)
 TARGETS = ("bmd_g_cm2", "tbs")
 BMD_ALONE = TARGETS[:1]  # where the site's DXA tells no TBS
+DENSITOMETER = "GE Lunar"  # the maker whose BMD a package predicts, unless it says otherwise (Yoshida 2023)
 TestTime = Literal["none", "exchange-sides"]
 _KEEP_FP32 = ("running_mean", "running_var", "target_mean", "target_std")
 _SKIP = ("num_batches_tracked",)
@@ -118,6 +119,11 @@ class Manifest:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @property
+    def densitometer(self) -> str:
+        """The maker whose BMD it predicts; what does not say was made before there was a choice."""
+        return str(self.training.get("cohort", {}).get("densitometer", DENSITOMETER))
 
     def interval(self, levels: int) -> Interval:
         """The half-widths for the mean over `levels` vertebrae; the widest where it was not calibrated."""

@@ -101,7 +101,12 @@ def _model(settings: Settings) -> str:
     package = ModelPackage.load(model.folder)
     if package.sha256 != model.sha256:
         raise PackageError(f"{model.folder} is not the package that was put in force")
-    return f"{model.name} in force, {model.sha256[:12]}; {'passed' if model.gate_passed else 'has not passed'} the gate"
+    told = f"{model.name} in force, {model.sha256[:12]}; {'passed' if model.gate_passed else 'has not passed'} the gate"
+    site = policy_in_force(settings).pairing.densitometer
+    if package.manifest.densitometer != site:
+        told += f"; it predicts what {package.manifest.densitometer} measures, and this site pairs {site}: "
+        told += "% YAM and T-score are withheld until a model was retrained on its pairs"
+    return told
 
 
 NEEDED = {

@@ -82,14 +82,14 @@ class Predictor:
         return self.package.manifest.synthetic_only
 
     @property
+    def densitometer(self) -> str:
+        """The maker whose BMD it predicts."""
+        return self.package.manifest.densitometer
+
+    @property
     def scanners(self) -> tuple[str, ...]:
         """The scanners that it was fitted to at a site, where it tells scanners apart."""
         return () if self.readout is None else tuple(self.readout.scanners)
-
-    @property
-    def densitometer(self) -> str:
-        """The maker whose BMD it predicts; what does not say was made before there was a choice."""
-        return str(self.package.manifest.training.get("cohort", {}).get("densitometer", "GE Lunar"))
 
     def knows(self, scanner: Scanner) -> bool:
         """Whether it is known how this scanner reads mineral; where it is not, intervals are wider.

@@ -54,6 +54,11 @@ class Verdict:
         return self.scanners is None or scanner in self.scanners
 
     @property
+    def where(self) -> str:
+        """The scanners that it holds on, in words."""
+        return "" if self.scanners is None else f" on {', '.join(self.scanners) or 'no scanner'}"
+
+    @property
     def passed(self) -> bool:
         """Every question was answered with yes; without any there is no verdict."""
         return bool(self.checks) and all(check.passed for check in self.checks)

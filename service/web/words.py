@@ -17,6 +17,7 @@ from service.domain.access import Right
 from service.domain.criteria import Scale, cuts_on
 from service.domain.figures import digits_beside
 from service.domain.monitoring import Estimate
+from service.domain.policy import Policy
 from service.domain.reasons import Code
 from service.domain.result import NO_FLAG_RULES_NOTHING_OUT, Interval
 from service.domain.states import (
@@ -238,15 +239,19 @@ def reads(error: Estimate, allowed: float) -> str:
     return WITHIN if -allowed <= error.low and error.high <= allowed else NOT_SURE
 
 
-def may_drive(model: ModelLine, allowed: bool) -> str:
-    """Whether the network of a model decides for real patients, and why not; `allowed`: the policy's own switch."""
+def may_drive(model: ModelLine, policy: Policy) -> str:
+    """Whether the network of a model decides for real patients, and why not."""
     if model.synthetic_only:
         return "It knows digital patients alone: for people the CT attenuation decides."
     if model.verdict is None or not model.verdict.passed:
         return "It has not passed this site's gate: for people the CT attenuation decides."
-    if not allowed:
+    if model.verdict.gate != policy.gate_label:
+        told = "It passed another gate than this site's policy has now (other limits, criteria or young adults)"
+        return f"{told}, and has to be judged again: until then the CT attenuation decides for people."
+    if not policy.referral.network_gate_passed:
         return "It passed the gate; the policy (network_gate_passed) lets the CT attenuation decide for people."
-    return "In force it decides for people who have a young-adult reference that this site verified."
+    who = "people who have a young-adult reference that this site verified"
+    return f"In force it decides for {who}, scanned{model.verdict.where or ' here'}."
 
 
 def person_name(value: str | None) -> str:

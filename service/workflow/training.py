@@ -60,7 +60,6 @@ from service.workflow.people import By
 
 FORMAT = 1  # of the manifest
 CONFIGURATIONS = Path(models.package.__file__).parent / "configurations"
-DIGITAL_DENSITOMETER = "GE Lunar"  # what measured digital patients is made after a Prodigy
 _CHUNK = 500
 
 
@@ -397,7 +396,7 @@ def _manifest(
         "software": software_version(),
         "policy": policy.label,
         "window_days": policy.pairing.window_days,
-        "densitometer": DIGITAL_DENSITOMETER if wanted.people is People.DIGITAL else policy.pairing.densitometer,
+        "densitometer": _densitometer(policy, wanted.people),
         "targets": list(wanted.learned),
         "configuration": configured(wanted, shelf.configurations, origin, version=str(row.id)),
         "start": wanted.start.value,
@@ -432,6 +431,11 @@ def _entry(one: _Candidate, patient: str, place: Place) -> dict[str, Any]:
         "slice_mm": one.facts.slice_thickness_mm,
         "levels": {name: dict(values) for name, values in one.levels.items()},
     }
+
+
+def _densitometer(policy: Policy, people: People) -> str:
+    """Whose BMD a run learns: what measures digital patients is made after a Prodigy."""
+    return models.package.DENSITOMETER if people is People.DIGITAL else policy.pairing.densitometer
 
 
 def _definitions(policy: Policy, people: People) -> dict[str, dict[str, Any]]:

@@ -45,6 +45,7 @@ class SoundsHealthy:
     """A predictor whose every value lies far above the thresholds: whatever reached it would be "no flag"."""
 
     name, sha256, synthetic_only, measures_tbs, engine = "healthy", "0" * 64, True, True, "none"
+    densitometer = "GE Lunar"
 
     def predict(
         self, slabs: Sequence[SagittalSlabs], levels: Sequence[str], fat_cm: Sequence[float], scanner: Scanner

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from service.domain.monitoring import Estimate
-from service.domain.policy import ReferralPolicy
+from service.domain.policy import DEFAULT_POLICY, ReferralPolicy
+from service.domain.promotion import Check, Verdict
+from service.domain.reasons import Code
 from service.domain.states import DeliveryState
 from service.web import words
 from service.web.bands import MARGIN, WIDTH, axes
+from service.workflow.models import ModelLine
 from service.workflow.reading import Address, DeliveryLine, DestinationLine
 
 
@@ -50,6 +53,28 @@ YOUNG = {"mean_g_cm2": 1.0, "sd_g_cm2": 0.13, "bmd_g_cm2": 0.7, "bmd_interval": 
 
 def level(hu: float | None) -> dict[str, object]:
     return {"valid": hu is not None, "hu_mean": hu, "bmd_g_cm2": None, "tbs": None}
+
+
+def test_who_decides_for_people_is_told_with_its_reason() -> None:
+    policy = replace(DEFAULT_POLICY, referral=replace(DEFAULT_POLICY.referral, network_gate_passed=True))
+    passed = Check(Code.GATE_BIAS, True, "")
+    verdict = Verdict(policy.gate_label, "c" * 64, None, (passed,), ("canon One", "ge Two"))
+    when = datetime(2026, 11, 23, tzinfo=UTC)
+    model = ModelLine(
+        2, "site-1", "c" * 64, "trained", "1", False, True, {}, verdict, when, None, None, when, "ito", True, ()
+    )  # fmt: skip
+    assert "scanned on canon One, ge Two." in words.may_drive(model, policy)
+    assert "scanned here" in words.may_drive(replace(model, verdict=replace(verdict, scanners=None)), policy)
+    stricter = replace(policy, gate=replace(policy.gate, bias_g_cm2=0.01))
+    for amiss, under, why in (
+        (model, stricter, "judged again"),
+        (model, DEFAULT_POLICY, "network_gate_passed"),
+        (replace(model, verdict=None), policy, "not passed this site's gate"),
+        (replace(model, synthetic_only=True), policy, "digital patients alone"),
+    ):
+        told = words.may_drive(amiss, under)
+        assert why in told
+        assert "CT attenuation" in told
 
 
 def test_a_scanner_reads_high_only_where_its_whole_interval_does() -> None:

@@ -45,6 +45,14 @@ def test_a_site_verifies_and_chooses_a_reference(settings: Settings) -> None:
     assert f"references for real patients: {KEY}" in finding.text
 
 
+def test_the_doctor_tells_a_model_of_another_densitometer(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text('[pairing]\ndensitometer = "Hologic"\n', encoding="utf-8")
+    for file, amiss in ((None, False), (tmp_path / "policy.toml", True)):
+        found = examine(Settings(data_dir=tmp_path, policy_file=file))
+        model = next(one for one in found if one.part == "model")
+        assert ("predicts what GE Lunar measures, and this site pairs Hologic" in model.text) is amiss
+
+
 def test_without_the_sites_own_file_the_choice_is_refused(settings: Settings) -> None:
     unverified = settings.model_copy(update={"references_dir": None})
     with pytest.raises(PolicyError, match=f"{KEY} cannot be chosen under JSBMR_2012: this site has not verified it"):
