@@ -53,6 +53,7 @@ DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 STUDY_FULL = 0xC101
 SERIES_MISMATCH = 0xC102
+INSTANCE_MISMATCH = 0xC103
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 MAX_UID_LENGTH = 64  # PS3.5 9.1
@@ -230,9 +231,11 @@ class Listener:
             self._spool.discard(file)
             limit = self._settings.max_instances_per_study
             raise _RefusedError(STUDY_FULL, "STUDY_FULL", f"the study has its limit of {limit} instances")
-        if stored is Stored.SERIES_MISMATCH:
+        if stored in (Stored.SERIES_MISMATCH, Stored.INSTANCE_MISMATCH):
             self._spool.discard(file)
-            raise _RefusedError(SERIES_MISMATCH, "SERIES_MISMATCH", "the series belongs to another study")
+            status, what = _MISMATCHES[stored]
+            text = f"the {what} belongs to another study; sent as study {facts.study_uid}, series {facts.series_uid}"
+            raise _RefusedError(status, stored.value, text)
         if stored is Stored.CONFLICT:
             LOGGER.warning("instance %s came again with other bytes", facts.sop_instance_uid)
 
@@ -281,6 +284,12 @@ class Listener:
             self._recorder.record(refusal)
         else:
             self._recorder.record_soon(refusal)
+
+
+_MISMATCHES = {
+    Stored.SERIES_MISMATCH: (SERIES_MISMATCH, "series"),
+    Stored.INSTANCE_MISMATCH: (INSTANCE_MISMATCH, "image"),
+}
 
 
 def _check(request: _Request) -> InstanceFacts:

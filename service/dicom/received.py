@@ -36,6 +36,7 @@ class Stored(StrEnum):
     CONFLICT = "CONFLICT"  # same instance, other bytes: kept aside and flagged
     STUDY_FULL = "STUDY_FULL"  # the study has reached its limit of instances: refused
     SERIES_MISMATCH = "SERIES_MISMATCH"  # its series is already known under another study: refused
+    INSTANCE_MISMATCH = "INSTANCE_MISMATCH"  # it is already known under another study itself: refused
 
 
 Commit = Callable[[Sequence[Received]], "list[Stored]"]

@@ -66,6 +66,29 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Patients:
+    """Whom images name: every patient ID, birth date and sex that they tell."""
+
+    ids: frozenset[str]
+    birth_dates: frozenset[str]
+    sexes: frozenset[str]  # F and M alone: "O" contradicts neither
+
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """What more than one patient would explain; figures alone, for the reason is read by many."""
+        told = (("patient IDs", self.ids), ("birth dates", self.birth_dates), ("sexes", self.sexes))
+        return tuple(f"{len(known)} {name}" for name, known in told if len(known) > 1)
+
+
+def patients_of(instances: Iterable[InstanceFacts]) -> Patients:
+    """Whom these images name; our own reports name whom the CT did, and do not count."""
+    named = [facts for facts in instances if not facts.own_output]
+    ids = {(facts.patient_id or "").strip() for facts in named} - {""}
+    days = {(facts.patient_birth_date or "").strip() for facts in named} - {""}
+    return Patients(frozenset(ids), frozenset(days), frozenset({"F", "M"} & {facts.patient_sex for facts in named}))
+
+
+@dataclass(frozen=True, slots=True)
 class Series:
     """One series as the rules see it: its images in an order of their own, and their stack."""
 
@@ -73,13 +96,24 @@ class Series:
     instances: tuple[InstanceFacts, ...]  # one an image: an enhanced CT's frames stand for themselves
     stack: Stack | None  # None where there is none to judge
     conflicts: int  # instances that arrived again with other bytes
+    patients: Patients  # whom it and the rest of its study name
 
     @classmethod
-    def of(cls, instances: Iterable[InstanceFacts], policy: EligibilityPolicy, conflicts: int = 0) -> Series:
-        """Sort by UID, so that the order of arrival cannot matter, and lay out the stack."""
+    def of(
+        cls,
+        instances: Sequence[InstanceFacts],
+        policy: EligibilityPolicy,
+        conflicts: int = 0,
+        patients: Patients | None = None,
+    ) -> Series:
+        """Sort by UID, so that the order of arrival cannot matter, and lay out the stack.
+
+        Without `patients`, the series is all that there is of its study.
+        """
+        named = patients_of(instances) if patients is None else patients
         ordered = tuple(sorted(instances, key=lambda facts: (facts.sop_instance_uid, repr(facts))))
         images = tuple(image for facts in ordered for image in facts.per_frame())
-        return cls(ordered, images, stack_of(images, policy), conflicts)
+        return cls(ordered, images, stack_of(images, policy), conflicts, named)
 
     @property
     def enhanced(self) -> tuple[InstanceFacts, ...]:
@@ -334,6 +368,9 @@ def axial(series: Series, policy: EligibilityPolicy) -> Reason | None:
     worst = max((_off_axial_deg(facts) for facts in cosines), default=0.0)
     if worst <= policy.axial_limit_deg:
         return None
+    if max(_off_normal_deg(facts) for facts in cosines) <= policy.axial_limit_deg:
+        told = "The patient lies on the side (rows run front to back); supine or prone is required."
+        return Reason(Code.NOT_AXIAL, told)
     told = figure_beside(worst, (policy.axial_limit_deg,), 1)
     limit = f"at most {policy.axial_limit_deg:g} deg is accepted."
     return Reason(Code.NOT_AXIAL, f"Slices {told} deg off axial; {limit}")
@@ -414,7 +451,15 @@ def unambiguous(series: Series, policy: EligibilityPolicy) -> Reason | None:
     return Reason(Code.CONFLICTING_COPIES, f"{series.conflicts} {noun} arrived again with other content.")
 
 
-OBJECT_RULES: tuple[Rule, ...] = (modality, sop_class, concatenation, single_volume, pixels, unambiguous)
+def one_patient(series: Series, policy: EligibilityPolicy) -> Reason | None:
+    """The whole study names one patient: a bone must never be told under another's name."""
+    told = series.patients.contradictions
+    if not told:
+        return None
+    return Reason(Code.PATIENT_MISMATCH, f"The images of this study name different patients ({', '.join(told)}).")
+
+
+OBJECT_RULES: tuple[Rule, ...] = (modality, sop_class, concatenation, single_volume, pixels, unambiguous, one_patient)
 CT_RULES: tuple[Rule, ...] = (
     localizer,
     original,
@@ -454,7 +499,15 @@ def thick_slices(series: Series, policy: EligibilityPolicy) -> Reason | None:
     )
 
 
-CAUTIONS: tuple[Rule, ...] = (thick_slices,)
+def one_rescale(series: Series, policy: EligibilityPolicy) -> Reason | None:
+    """Slope and intercept may differ by slice, and each is used; a converter that broke them shows here."""
+    pairs = {(facts.rescale_slope, facts.rescale_intercept) for facts in series.instances}
+    if len(pairs) < 2:
+        return None
+    return Reason(Code.RESCALE_DIFFERS, f"{len(pairs)} different rescale slopes or intercepts; each slice has its own.")
+
+
+CAUTIONS: tuple[Rule, ...] = (thick_slices, one_rescale)
 
 
 # The verdict
@@ -462,14 +515,19 @@ CAUTIONS: tuple[Rule, ...] = (thick_slices,)
 OWN_OUTPUT = Reason(Code.OWN_OUTPUT, "Made by Osteogate itself and sent back: kept, and otherwise ignored.")
 
 
-def assess_series(instances: Sequence[InstanceFacts], policy: Policy, *, conflicts: int = 0) -> Verdict:
-    """Judge one series by its headers: every rule that can be evaluated, every reason that it gives."""
+def assess_series(
+    instances: Sequence[InstanceFacts], policy: Policy, *, conflicts: int = 0, patients: Patients | None = None
+) -> Verdict:
+    """Judge one series by its headers: every rule that can be evaluated, every reason that it gives.
+
+    `patients` are those whom its whole study names; None: it is all of its study.
+    """
     if not instances:
         return Verdict(False, (Reason(Code.UNREADABLE, "The series holds no readable image."),))
     if all(facts.own_output for facts in instances):
         return Verdict(False, (OWN_OUTPUT,))
     rules = policy.eligibility
-    series = Series.of(instances, rules, conflicts)
+    series = Series.of(instances, rules, conflicts, patients)
     reasons = _reasons(OBJECT_RULES, series, rules)
     if not _is_ct_volume(series, rules):
         return Verdict(False, reasons)
@@ -703,6 +761,15 @@ def _off_axial_deg(facts: InstanceFacts) -> float:
         return 90.0
     leans = (abs(row[0]), abs(column[1]))
     return max(math.degrees(math.acos(min(1.0, lean))) for lean in leans)
+
+
+def _off_normal_deg(facts: InstanceFacts) -> float:
+    """How far the slices' normal leans from the head-feet axis, however the rows run."""
+    row, column = facts.row_cosine, facts.column_cosine
+    if row is None or column is None:
+        return 90.0
+    along = abs(row[0] * column[1] - row[1] * column[0])
+    return math.degrees(math.acos(min(1.0, along)))
 
 
 # Words for people

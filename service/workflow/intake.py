@@ -76,6 +76,7 @@ def record_instances(session: Session, batch: Sequence[Received], *, max_instanc
     """Record a batch; one answer per instance, in the batch's order. A refused instance leaves no row."""
     intake = _Intake(session, batch, max_instances_per_study)
     intake.claim_series()
+    intake.claim_instances()
     intake.lock_studies()
     intake.lock_series()
     intake.sort_out()
@@ -111,6 +112,9 @@ def record_refusal(
     )
 
 
+REFUSED = (Stored.SERIES_MISMATCH, Stored.INSTANCE_MISMATCH, Stored.STUDY_FULL)
+
+
 class _Intake:
     """The steps of recording one batch, in the lock order: studies, series, instances, each sorted."""
 
@@ -124,6 +128,7 @@ class _Intake:
         self.made: set[str] = set()  # UIDs of the studies that this batch is the first to bring
         self.new: dict[str, int] = {}  # SOP instance UID -> index in the batch
         self.conflicts: list[Received] = []
+        self.contradicted: set[str] = set()  # SOP instance UIDs of which this batch brought bytes never seen before
 
     def open(self) -> Iterable[tuple[int, Received]]:
         """The instances that have no answer yet."""
@@ -138,6 +143,16 @@ class _Intake:
         for index, item in enumerate(self.batch):
             if owner.setdefault(item.facts.series_uid, item.facts.study_uid) != item.facts.study_uid:
                 self.answers[index] = Stored.SERIES_MISMATCH
+
+    def claim_instances(self) -> None:
+        """Refuse what is known under another study: copies of it say nothing of either (PS3.5 9.1, a UID is one)."""
+        uids = [item.facts.sop_instance_uid for item in self.batch]
+        known = select(InstanceRow.sop_instance_uid, StudyRow.study_uid)
+        known = known.join(SeriesRow, InstanceRow.series_id == SeriesRow.id).join(StudyRow)
+        owner: dict[str, str] = dict(self.session.execute(known.where(InstanceRow.sop_instance_uid.in_(uids))).all())
+        for index, item in self.open():
+            if owner.setdefault(item.facts.sop_instance_uid, item.facts.study_uid) != item.facts.study_uid:
+                self.answers[index] = Stored.INSTANCE_MISMATCH
 
     def lock_studies(self) -> None:
         """Make missing study rows; hold every study of the batch until the commit."""
@@ -193,7 +208,7 @@ class _Intake:
             self._repeated(index, self.batch[index], sha256)
         self._promise_to_read()
         rows = [_conflict_values(item) for item in self.conflicts]
-        insert_missing(self.session, ConflictRow, rows, ["sop_instance_uid", "sha256"])
+        self.contradicted = insert_missing(self.session, ConflictRow, rows, ["sop_instance_uid", "sha256"])
 
     def _promise_to_read(self) -> None:
         """A report by others may hold a DXA result: the steward reads it, never the door (RULES 2)."""
@@ -207,15 +222,19 @@ class _Intake:
     def touch_studies(self) -> None:
         """Count; a new image or segmentation reopens a closed study (its next close raises the revision).
 
+        So does a copy of a known one with other content, a corrected patient for one: the next close refuses what is
+        no longer certain, and what was measured before is superseded in sight.
         A report changes nothing that was measured, and our own output least of all: it does not even keep a
         study from closing.
         """
         for index in self.new.values():
             self.series[self.batch[index].facts.series_uid].instance_count += 1
-        grown = {self.batch[index].facts.study_uid for index in self.new.values() if self._reopens(self.batch[index])}
+        contradicting = [item for item in self.conflicts if item.facts.sop_instance_uid in self.contradicted]
+        fresh = [*(self.batch[index] for index in self.new.values()), *contradicting]
+        grown = {item.facts.study_uid for item in fresh if self._reopens(item)}
         for index, item in enumerate(self.batch):
             study = self.studies.get(item.facts.study_uid)
-            if study is None or self.answers[index] in (Stored.SERIES_MISMATCH, Stored.STUDY_FULL):
+            if study is None or self.answers[index] in REFUSED:
                 continue
             if item.facts.study_uid in grown:
                 study.state = StudyState.RECEIVING.value

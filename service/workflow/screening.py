@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from models.package import scanner_name
 from service.domain.completeness import closing
-from service.domain.eligibility import Verdict, assess_series, choose, vendor_of
+from service.domain.eligibility import Verdict, assess_series, choose, patients_of, vendor_of
 from service.domain.facts import InstanceFacts
 from service.domain.policy import Policy
 from service.domain.reasons import Code, Reason
@@ -241,11 +241,12 @@ def _judge(
 ) -> tuple[SeriesRow | None, InstanceRow | None]:
     """Give every series its verdict; the chosen one, if any is eligible, and the supplied segmentation for it."""
     conflicts = _conflicts(session, study)
+    patients = patients_of(one for some in facts.values() for one in some)
     judged: dict[str, tuple[Sequence[InstanceFacts], Verdict]] = {}
     supplied: list[SeriesRow] = []
     for series in study.series:
         instances = facts[series.series_uid]
-        verdict = assess_series(instances, policy, conflicts=conflicts.get(series.id, 0))
+        verdict = assess_series(instances, policy, conflicts=conflicts.get(series.id, 0), patients=patients)
         _give(series, report_verdicts.verdict(session, series) or verdict)
         if not is_segmentation(instances):
             judged[series.series_uid] = (instances, verdict)

@@ -173,7 +173,14 @@ def test_one_bad_row_does_not_fail_its_neighbours() -> None:
     assert outcomes == {"first": Stored.NEW, "a": Stored.NEW, "bad": CommitError, "b": Stored.NEW}
 
 
-@pytest.mark.parametrize(("answer", "status"), [(Stored.STUDY_FULL, "0xC101"), (Stored.SERIES_MISMATCH, "0xC102")])
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (Stored.STUDY_FULL, "0xC101"),
+        (Stored.SERIES_MISMATCH, "0xC102"),
+        (Stored.INSTANCE_MISMATCH, "0xC103"),
+    ],
+)
 def test_a_refusal_of_the_database_is_permanent_and_leaves_no_file(tmp_path: Path, answer: Stored, status: str) -> None:
     database = Database()
     database.answer = answer

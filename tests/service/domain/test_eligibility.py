@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.domain import eligibility
-from service.domain.eligibility import Verdict, assess_series, choose, vendor_of
+from service.domain.eligibility import Verdict, assess_series, choose, patients_of, vendor_of
 from service.domain.facts import InstanceFacts
 from service.domain.policy import DEFAULT_POLICY, load_policy
 from service.domain.reasons import Code
@@ -66,6 +66,7 @@ SPOILT: list[tuple[dict[str, Any], Code, str]] = [
     ({"rescale_type": "OD"}, Code.NOT_HU, "OD"),
     ({"samples_per_pixel": 3}, Code.NOT_HU, "Colour"),
     ({"row_cosine": (0.0, 1.0, 0.0), "column_cosine": (0.0, 0.0, -1.0)}, Code.NOT_AXIAL, "90.0 deg off axial"),
+    ({"row_cosine": (0.0, -1.0, 0.0), "column_cosine": (1.0, 0.0, 0.0)}, Code.NOT_AXIAL, "lies on the side"),
 ]
 
 
@@ -503,3 +504,32 @@ def test_every_code_of_the_header_rules_has_a_case() -> None:
     tests = Path(__file__).read_text(encoding="utf-8")
     assert given_here
     assert not {code for code in given_here if f"Code.{code}" not in tests}
+
+
+def test_one_series_names_one_patient() -> None:
+    """An ID, a birth date, a sex; what is not told contradicts nothing, nor does a sex that is neither F nor M."""
+    told = series(patient_id="P1", patient_sex="F", patient_birth_date="19500101")
+    assert assess_series(told, DEFAULT_POLICY).eligible
+    for change in ({"patient_id": None}, {"patient_sex": "O"}, {"patient_birth_date": ""}, {"patient_id": "P1 "}):
+        assert assess_series([*told[:-1], replace(told[-1], **change)], DEFAULT_POLICY).eligible
+    for change, words in (
+        ({"patient_id": "P2"}, "(2 patient IDs)"),
+        ({"patient_sex": "M"}, "(2 sexes)"),
+        ({"patient_id": "P2", "patient_birth_date": "19500102"}, "(2 patient IDs, 2 birth dates)"),
+    ):
+        verdict = assess_series([*told[:-1], replace(told[-1], **change)], DEFAULT_POLICY)
+        assert codes(verdict) == [Code.PATIENT_MISMATCH]
+        assert words in verdict.reasons[0].text
+    elsewhere = patients_of([*told, replace(told[0], patient_id="P2")])
+    assert codes(assess_series(told, DEFAULT_POLICY, patients=elsewhere)) == [Code.PATIENT_MISMATCH]
+    own = patients_of([*told, replace(told[0], patient_id="P2", own_output=True)])
+    assert assess_series(told, DEFAULT_POLICY, patients=own).eligible
+
+
+def test_slices_that_are_rescaled_each_in_its_own_way_are_a_caution() -> None:
+    told = series()
+    mixed = [*told[:-1], replace(told[-1], rescale_intercept=0.0)]
+    verdict = assess_series(mixed, DEFAULT_POLICY)
+    assert verdict.eligible
+    assert [one.code for one in verdict.cautions if one.code is Code.RESCALE_DIFFERS] == [Code.RESCALE_DIFFERS]
+    assert Code.RESCALE_DIFFERS not in [one.code for one in assess_series(told, DEFAULT_POLICY).cautions]

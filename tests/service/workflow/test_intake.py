@@ -76,6 +76,17 @@ def test_a_series_claimed_by_a_second_study_is_refused_and_leaves_no_row(store: 
     assert count(store, StudyRow) == 2
 
 
+def test_an_image_of_another_study_is_refused_whatever_its_series_and_leaves_no_row(store: Store, clock: Clock) -> None:
+    """A copied study that kept its images' UIDs: it must neither seem empty nor spoil the first one."""
+    deliver(store, slices(n=2), clock.now)
+    copies = [replace(one, study_uid="6.6", series_uid="6.6.1") for one in slices(n=2)]
+    assert deliver(store, copies, clock.advance(1), content="other") == [Stored.INSTANCE_MISMATCH] * 2
+    assert (count(store, StudyRow), count(store, SeriesRow), count(store, ConflictRow)) == (1, 1, 0)
+    fresh = slices("7.7", "7.7.1", n=1)
+    both = fresh + [replace(one, study_uid="8.8", series_uid="8.8.1") for one in fresh]
+    assert deliver(store, both, clock.now) == [Stored.NEW, Stored.INSTANCE_MISMATCH]
+
+
 def test_the_limit_refuses_new_instances_only(store: Store, clock: Clock) -> None:
     facts = slices(n=4)
     answers = deliver(store, facts, clock.now, limit=3)

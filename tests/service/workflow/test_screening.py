@@ -131,6 +131,40 @@ def test_conflicting_copies_reach_the_verdict(store: Store, clock: Clock) -> Non
     assert [reason["code"] for reason in series.reasons] == ["CONFLICTING_COPIES"]
 
 
+def test_a_correction_after_the_result_reopens_the_study_once_and_supersedes_what_was_told(
+    store: Store, clock: Clock
+) -> None:
+    """A PACS that corrects the patient sends the same images again: the first name must not stand unflagged."""
+    job_id = queued(store, clock)
+    measure(store, clock, job_id)
+    corrected = [replace(one, patient_id="CORRECTED") for one in slices()]
+    deliver(store, corrected, clock.advance(600), content="corrected")
+    assert study(store).state == StudyState.RECEIVING.value
+    assert close(store, clock.advance(31)) == 1
+    assert study(store).state == StudyState.NOT_SCREENED.value
+    assert [reason["code"] for reason in study(store).series[0].reasons] == ["CONFLICTING_COPIES"]
+    assert [result.superseded for result in results(store)] == [True]
+    deliver(store, corrected, clock.advance(1), content="corrected")  # the same correction says nothing new
+    assert study(store).state == StudyState.NOT_SCREENED.value
+
+
+@pytest.mark.parametrize("change", [{"patient_id": "P2"}, {"patient_sex": "M"}, {"patient_birth_date": "19011231"}])
+def test_a_study_of_two_patients_is_measured_for_neither(store: Store, clock: Clock, change: dict[str, str]) -> None:
+    first = [replace(one, patient_id="P1", patient_sex="F", patient_birth_date="19500101") for one in slices(n=3)]
+    second = [
+        replace(one, **{"patient_id": "P1", "patient_sex": "F", "patient_birth_date": "19500101", **change})
+        for one in slices("1.2.3", "1.2.3.9")
+    ]
+    deliver(store, first, clock.now)
+    deliver(store, second, clock.now)
+    close(store, clock.advance(31))
+    assert (study(store).state, jobs(store)) == (StudyState.NOT_SCREENED.value, [])
+    for series in study(store).series:
+        (reason,) = [one for one in series.reasons if one["code"] == "PATIENT_MISMATCH"]
+        assert "2 " in reason["text"]
+        assert "P2" not in reason["text"]
+
+
 def test_the_same_study_resent_makes_no_new_work(store: Store, clock: Clock) -> None:
     """Fault 14: before, while and after it is measured."""
     job_id = queued(store, clock)
