@@ -110,6 +110,7 @@ class Pipeline:
     device: str
     limits: FindingsPolicy = field(default_factory=FindingsPolicy)
     gate_passed: bool = False  # the model was promoted at this site after it passed the gate
+    judged_on: tuple[str, ...] | None = None  # the scanners that the gate judged it on; None: told apart nowhere
     shadow: Predictor | None = None  # a candidate that sees the same vertebrae, and decides nothing
 
     @classmethod
@@ -162,7 +163,7 @@ class Pipeline:
             anatomy=anatomy,
             provenance=self._provenance(segmentation),
             model_synthetic_only=self.predictor.synthetic_only,
-            model_gate_passed=self.gate_passed,
+            model_gate_passed=self.gate_passed and (self.judged_on is None or volume.scanner.name in self.judged_on),
             model_measures_tbs=self.predictor.measures_tbs,
             model_knows_scanner=self.predictor.knows(volume.scanner),
             model_densitometer=self.predictor.densitometer,

@@ -81,7 +81,11 @@ class ModelSwitch:
             predictor = load_predictor(model, self._settings)
             log.info("the model in force is now %s", model.name)
         self._pipeline = replace(
-            self._pipeline, predictor=predictor, device=predictor.device, gate_passed=model.gate_passed
+            self._pipeline,
+            predictor=predictor,
+            device=predictor.device,
+            gate_passed=model.gate_passed,
+            judged_on=model.judged_on,
         )
 
     def _take_shadow(self, model: InForce | None) -> None:
@@ -130,7 +134,7 @@ def make_pipeline(settings: Settings, segmentation: Path | None = None, model: s
     is_in_force = pipeline.predictor.sha256 == in_force.sha256
     if model is None and not is_in_force:
         raise PackageError(f"{in_force.folder} is not the package that was put in force ({in_force.name})")
-    return replace(pipeline, gate_passed=is_in_force and in_force.gate_passed)
+    return replace(pipeline, gate_passed=is_in_force and in_force.gate_passed, judged_on=in_force.judged_on)
 
 
 def make_screen(settings: Settings, policy: Policy) -> Callable[[ScreenRequest], Measurements]:

@@ -196,10 +196,7 @@ def report(
             name: None if per_patient[name] is None else correlation_power(per_patient[name]["r"], patients)
             for name in ("bmd", "tbs", "hu_bmd")
         },
-        "paper_sized": paper_sized(
-            table,
-            {name: (task.truth, task.score) for name, task in tasks.items() if task is not None and task.who.all()},
-        ),
+        "paper_sized": paper_sized(table, {name: task for name, task in tasks.items() if task is not None}),
         "distribution": {name: told(distribution, values) for name, values in _quantities(table).items()},
         "distribution_per_patient": {name: told(distribution, values) for name, values in means.items()},
     }

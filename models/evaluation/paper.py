@@ -11,7 +11,8 @@ import numpy as np
 
 from models.evaluation.detection import fractions, resampled_areas
 from models.evaluation.statistics import association, percentiles, resampled_correlations
-from models.evaluation.table import Array, Bools, Table
+from models.evaluation.table import Table
+from models.evaluation.tasks import Task
 
 TEST_PATIENTS = 52
 DRAWS = 500
@@ -48,10 +49,10 @@ def gap_closed(paper_r: float, ours_r: float, oracle_r: float) -> float | None:
     return None if oracle_r <= paper_r else (ours_r - paper_r) / (oracle_r - paper_r)
 
 
-def paper_sized(table: Table, tasks: Mapping[str, tuple[Bools, Array]]) -> dict[str, Any] | None:
+def paper_sized(table: Table, tasks: Mapping[str, Task]) -> dict[str, Any] | None:
     """The first 52 patients' r and AUC, and their range over 500 random draws of 52 (without putting back).
 
-    `tasks` are (truth, score) per patient. None below twice 52 patients, where draws would mostly be the same.
+    None below twice 52 patients, where draws would mostly be the same.
     """
     count = len(table.first_rows)
     if count < 2 * TEST_PATIENTS:
@@ -77,11 +78,11 @@ def paper_sized(table: Table, tasks: Mapping[str, tuple[Bools, Array]]) -> dict[
     start = np.zeros((1, count))
     start[0, :TEST_PATIENTS] = 1
     areas = {}
-    for name, (truth, score) in tasks.items():
-        alone = float(resampled_areas(truth, score, start)[0])
+    for name, task in tasks.items():
+        alone = float(resampled_areas(task.truth, task.score, start[:, task.who])[0])
         areas[name] = {
             "first": alone if np.isfinite(alone) else None,
-            "first_positive": int(truth[:TEST_PATIENTS].sum()),
-            "range": percentiles(resampled_areas(truth, score, copies)),
+            "first_positive": int(task.truth[start[0, task.who] > 0].sum()),
+            "range": percentiles(resampled_areas(task.truth, task.score, copies[:, task.who])),
         }
     return {"patients": TEST_PATIENTS, "draws": DRAWS, "r": correlations, "auc": areas}

@@ -92,7 +92,8 @@ def agreement(estimate: Array, truth: Array, patients: Names | None = None) -> d
     told = varies(error)
     sd = float(error.std(ddof=1)) if len(error) > 1 else None
     codes = _codes(patients, len(error))
-    spread: dict[str, Any] = dict.fromkeys(("mean_error_ci", "mean_error_ci_patient", "limits_of_agreement"))
+    names = ("mean_error_ci", "mean_error_ci_patient", "mean_error_t_patient", "limits_of_agreement")
+    spread: dict[str, Any] = dict.fromkeys(names)
     copies = resamples(int(codes.max()) + 1)
     if told and sd is not None:
         low, high = DescrStatsW(error).tconfint_mean(ALPHA)
@@ -100,6 +101,7 @@ def agreement(estimate: Array, truth: Array, patients: Names | None = None) -> d
         spread = {
             "mean_error_ci": [float(low), float(high)],
             "mean_error_ci_patient": percentiles(resampled) if codes.max() > 0 else None,
+            "mean_error_t_patient": _students(np.bincount(codes, weights=error) / np.bincount(codes)),
             "limits_of_agreement": [mean - 1.96 * sd, mean + 1.96 * sd],  # Bland and Altman 1986
         }
     return {
@@ -115,6 +117,14 @@ def agreement(estimate: Array, truth: Array, patients: Names | None = None) -> d
         "wilcoxon_p": float(stats.wilcoxon(error, method="asymptotic").pvalue) if told else None,
         "error_shapiro_p": distribution(error)["shapiro_p"],
     }
+
+
+def _students(means: Array) -> list[float] | None:
+    """Student's interval of the mean over patients: of a handful of them resampling tells too little."""
+    if len(means) < 2 or not varies(means):
+        return None
+    low, high = DescrStatsW(means).tconfint_mean(ALPHA)
+    return [float(low), float(high)]
 
 
 def distribution(values: Array) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def run_models_judge(options: argparse.Namespace) -> int:
         model = models.judged(session, kept, who_types(), policy=policy)
     for check in model.verdict.checks if model.verdict else ():
         print(f"{'ok ' if check.passed else 'BAD'} {check.code.value}: {check.text}")
-    return 0 if model.promotable else 1
+    return 0 if model.verdict is not None and model.verdict.passed and not model.against else 1
 
 
 def run_models_promote(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -283,13 +284,16 @@ def included_in(region: str) -> tuple[str, ...] | None:
     return tuple(name for name in LEVELS if name in found)
 
 
+_GE = re.compile(r"^ge\b|^ge[_-]|general electric|\bgehc|\bgems\b")
+
+
 def manufacturer_named(told: str) -> str:
     """One name for one maker: "GE", "GE Medical Systems" and "Lunar" are the same line of devices."""
     words = told.strip()
     key = words.casefold()
     if "hologic" in key:
         return "Hologic"
-    if "lunar" in key or key == "ge" or key.startswith("ge "):
+    if "lunar" in key or _GE.search(key):
         return "GE Lunar"
     return "Norland" if "norland" in key else words
 

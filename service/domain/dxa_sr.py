@@ -145,15 +145,34 @@ def read_report(root: Item, facts: InstanceFacts) -> DxaScan | NoDxa | tuple[Rea
     return _scan(root, facts, day, read)
 
 
-def _measured(root: Item) -> Iterator[tuple[Item, tuple[Item, ...], str]]:
-    """Every numeric item that is one of our quantities."""
+Found = tuple[Item, tuple[Item, ...], str]  # a numeric item, what it stands within, which of our quantities it is
+
+
+def _measured(root: Item) -> Iterator[Found]:
+    """Every numeric item that is one of our quantities, but those of an earlier examination."""
+    aside = _earlier_sections(root)
+    return (one for one in _numeric(root) if not _within(one[1], aside))
+
+
+def _numeric(root: Item) -> Iterator[Found]:
     for item, above in root.walk():
-        if item.kind == NUM and (quantity := _quantity(item.name)) is not None and not _earlier(above):
+        if item.kind == NUM and (quantity := _quantity(item.name)) is not None:
             yield item, above, quantity
 
 
-def _earlier(items: Iterable[Item]) -> bool:
-    return any(_EARLIER.search(one.name.meaning.casefold()) for one in items)
+def _earlier_sections(root: Item) -> frozenset[int]:
+    """The `id` of sections that are called earlier, where a density stands outside of them; a first scan is a baseline itself."""
+    sections = frozenset(id(item) for item, _ in root.walk() if item is not root and item.items and _is_earlier(item))
+    current = any(quantity == BMD and not _within(above, sections) for _, above, quantity in _numeric(root))
+    return sections if current else frozenset()
+
+
+def _within(above: Iterable[Item], sections: frozenset[int]) -> bool:
+    return any(id(one) in sections for one in above)
+
+
+def _is_earlier(item: Item) -> bool:
+    return bool(_EARLIER.search(item.name.meaning.casefold()))
 
 
 def _quantity(name: Concept) -> str | None:
@@ -302,9 +321,11 @@ def _day(root: Item, facts: InstanceFacts, read: _Read) -> date | None:
 
 
 def _dates(root: Item) -> Iterable[date | None]:
+    """The dates that are named as the scan's."""
+    aside = _earlier_sections(root)
     for item, above in root.walk():
         named = item.name.key == STUDY_DATE or _DATE_NAME.search(item.name.meaning.casefold())
-        if item.kind in (DATE, DATETIME, TEXT) and named and not _earlier((item, *above)):
+        if item.kind in (DATE, DATETIME, TEXT) and named and not _is_earlier(item) and not _within(above, aside):
             yield _da(item.text)
 
 

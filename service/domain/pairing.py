@@ -84,9 +84,10 @@ def pair(cts: Iterable[Ct], results: Iterable[Dxa], window_days: int, maker: str
         window_days: the longest time between the two.
         maker: of the densitometers whose results people are paired with; "": any.
     """
-    by_patient: dict[str, list[Dxa]] = {}
+    every: dict[str, list[Dxa]] = {}
     for result in results:
-        by_patient.setdefault(result.patient_id, []).append(result)
+        every.setdefault(result.patient_id, []).append(result)
+    by_patient = {patient_id: _once(some) for patient_id, some in every.items()}
     wishes: list[Pair] = []
     unpaired: list[Unpaired] = []
     for ct in cts:
@@ -154,7 +155,7 @@ def _nearest(ct: Ct, results: Sequence[Dxa], window_days: int, maker: str) -> Pa
     if not common:
         return _alone(ct, Code.PAIR_NO_COMMON_LEVEL, "no level counts on both sides")
     least = min(abs(_days(ct.scan_date, one)) for one in common)
-    nearest = _once(one for one in common if abs(_days(ct.scan_date, one)) == least)
+    nearest = tuple(one for one in common if abs(_days(ct.scan_date, one)) == least)
     if len(nearest) > 1:
         text = f"{len(nearest)} DXA results are equally near ({least} days)"
         return Unpaired(ct, Reason(Code.PAIR_AMBIGUOUS, text), nearest)
@@ -163,13 +164,13 @@ def _nearest(ct: Ct, results: Sequence[Dxa], window_days: int, maker: str) -> Pa
     return Pair(ct, best, levels, _days(ct.scan_date, best))
 
 
-def _once(results: Iterable[Dxa]) -> tuple[Dxa, ...]:
+def _once(results: Sequence[Dxa]) -> tuple[Dxa, ...]:
     """Each scan once: what came as a report and in a table as well is taken from where most is told, else the first."""
     kept: list[Dxa] = []
     for one in sorted(results, key=lambda one: (-_told(one), one.id)):
         if not any(_same_scan(one, other) for other in kept):
             kept.append(one)
-    return tuple(sorted(kept, key=lambda one: one.id))
+    return tuple(one for one in results if one in kept)
 
 
 def _told(result: Dxa) -> int:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from service.domain.bone import DENSITOMETERS, REGION, Reference, References, load_references, misfits
 from service.domain.criteria import PROFILES, YOSHIDA, YOSHIDA_2023, CriteriaProfile, definitions
+from service.domain.dxa import manufacturer_named
 from service.domain.errors import PolicyError
 
 UNVERIFIED = "[K] unverified"
@@ -265,7 +266,6 @@ class PairingPolicy:
         unit="maker of the densitometer",
         source="the site: whose BMD its pairs, its retrained models and its young adults speak; makers read "
         "the same bone differently, by some 10 % [K] unverified",
-        choices=tuple(DENSITOMETERS),
     )
 
     window_days: int = _threshold(
@@ -436,7 +436,10 @@ class Policy:
         plain = f"gate v{self.gate.version}"
         if self.gate == GatePolicy(version=self.gate.version) and not self.young_adults:
             return plain
-        judged_by = json.dumps([asdict(self.gate), self.definitions], sort_keys=True)
+        counted_by = {
+            task: [one["young_adult_bmd"], one["cut_g_cm2"], one["inclusive"]] for task, one in self.definitions.items()
+        }
+        judged_by = json.dumps([asdict(self.gate), counted_by], sort_keys=True)
         return f"{plain}, site {hashlib.sha256(judged_by.encode()).hexdigest()[:8]}"
 
     @property
@@ -517,7 +520,9 @@ def load_policy(toml_text: str, references: References | None = None) -> Policy:
         raise PolicyError("", f"not valid TOML: {error}") from None
     policy: Policy = _override(DEFAULT_POLICY, given, "")
     _check_order(policy)
-    device = DENSITOMETERS[policy.pairing.densitometer]
+    maker = manufacturer_named(policy.pairing.densitometer)
+    policy = replace(policy, pairing=replace(policy.pairing, densitometer=maker))
+    device = DENSITOMETERS.get(maker, maker)
     return replace(policy, references=_chosen_references(policy.referral, references or load_references(), device))
 
 

@@ -22,6 +22,7 @@ from service.domain.reasons import Code, Reason
 Report = Mapping[str, Any]
 
 INTERVAL_LEVEL = 0.90  # of the prediction intervals
+UNNAMED = "unknown"  # the group of those whose scanner is not told (`models.evaluation`)
 SCANNER_PATIENTS = 5  # in the test set; our choice: as many as a scanner's own factor needs to be learned
 SCANNERS = ("scanner", "vendor")  # the first of these subgroups that a report has tells the scanners apart
 
@@ -180,9 +181,19 @@ def _detection(report: Report, policy: GatePolicy, definitions: Mapping[str, Map
         yield Check(code, low >= limit, text)
 
 
+def thresholds_of(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """What a definition counts by, however it is worded: each figure to nine digits."""
+    by_sex = {
+        f"{name} {sex}": round(float(value), 9)
+        for name in ("young_adult_bmd", "cut_g_cm2")
+        for sex, value in definition.get(name, {}).items()
+    }
+    return {**by_sex, "inclusive": bool(definition.get("inclusive"))}
+
+
 def _same_definition(judged: Any, now: Mapping[str, Any] | None, task: str) -> Check:
     """Whether the report counted by the thresholds that refer this site's patients: others say nothing of these."""
-    same = isinstance(judged, Mapping) and now is not None and dict(judged) == dict(now)
+    same = isinstance(judged, Mapping) and now is not None and thresholds_of(judged) == thresholds_of(now)
     told = judged.get("words") if isinstance(judged, Mapping) else None
     counted = f"{task.capitalize()} was counted by {told or 'thresholds that are not told'}"
     if same:
@@ -323,7 +334,7 @@ def _coverage(report: Report, policy: GatePolicy) -> Iterator[Check]:
             continue
         least = level - policy.coverage_shortfall
         held = f"{figure_beside(100 * share, (100 * least,), 0)}%"
-        text = f"The {level:.0%} interval of {one.words} holds {held} of the patients; {least:.0%} are required."
+        text = f"The {level:.0%} interval of {one.words} holds {held} of the patients; {100 * least:g}% are required."
         yield Check(Code.GATE_COVERAGE, share >= least - 1e-9, text)
 
 
@@ -344,10 +355,10 @@ def _bias(report: Report, policy: GatePolicy) -> Iterator[Check]:
 
 def _judged_on(report: Report) -> tuple[str, ...] | None:
     """The named scanners with enough patients in the test set to say anything at all."""
-    if not isinstance(_at(report, "subgroups", "scanner"), Mapping):
-        return None
+    if "definitions" not in report and not isinstance(_at(report, "subgroups", "scanner"), Mapping):
+        return None  # of an earlier release
     on = [(group, patients) for factor, group, patients in _subgroups(report) if factor == "scanner"]
-    return tuple(sorted(group for group, patients in on if patients >= SCANNER_PATIENTS))
+    return tuple(sorted(group for group, patients in on if patients >= SCANNER_PATIENTS and group != UNNAMED))
 
 
 def _unbiased(report: Report, path: tuple[str, ...], where: str, policy: GatePolicy) -> Check:
@@ -361,10 +372,10 @@ def _unbiased(report: Report, path: tuple[str, ...], where: str, policy: GatePol
 
 def _not_surely_biased(report: Report, path: tuple[str, ...], where: str, policy: GatePolicy) -> Check:
     """Of a scanner with few patients: shut where the whole interval of its mean error lies beyond what is allowed."""
-    low, high = (_end(report, end, *path, "mean_error_ci_patient") for end in (0, 1))
+    low, high = (_end(report, end, *path, "mean_error_t_patient") for end in (0, 1))
     patients = _number(report, *path[:-1], "n_patients") or 0
     few = f"{where}: {patients:.0f} patients are too few to judge its bias alone"
-    if low is None or high is None:
+    if low is None or high is None or patients < SCANNER_PATIENTS:  # the verdict does not hold there anyway
         return Check(Code.GATE_BIAS, True, f"{few}.")
     most, surely = policy.bias_g_cm2, low > policy.bias_g_cm2 or high < -policy.bias_g_cm2
     if not surely:

@@ -246,10 +246,14 @@ def may_drive(model: ModelLine, policy: Policy) -> str:
     if model.verdict is None or not model.verdict.passed:
         return "It has not passed this site's gate: for people the CT attenuation decides."
     if model.verdict.gate != policy.gate_label:
-        told = "It passed another gate than this site's policy has now (other limits, criteria or young adults)"
-        return f"{told}, and has to be judged again: until then the CT attenuation decides for people."
+        told = "It passed another gate than is in force now (other limits, criteria or young adults, or an earlier "
+        return f"{told}release), and has to be judged again: until then the CT attenuation decides for people."
     if not policy.referral.network_gate_passed:
         return "It passed the gate; the policy (network_gate_passed) lets the CT attenuation decide for people."
+    if model.verdict.scanners == ():
+        return (
+            "It passed the gate, and no scanner had patients enough among those who judged it: it decides for nobody."
+        )
     who = "people who have a young-adult reference that this site verified"
     return f"In force it decides for {who}, scanned{model.verdict.where or ' here'}."
 

@@ -18,6 +18,7 @@ from service.domain.promotion import Verdict
 from service.settings import Settings
 from service.store.engine import Store, make_engine
 from service.store.tables import ActiveModelRow, ModelRow
+from service.workflow.rules import policy_in_force
 
 PACKAGES = Path(models.package.__file__).parent / "packages"
 REFERENCE = "reference-0.5.0"  # what is in force where nothing else was promoted
@@ -33,6 +34,7 @@ class InForce:
     sha256: str  # of its manifest
     folder: Path
     gate_passed: bool  # promoted here, after it passed this site's gate on people
+    judged_on: tuple[str, ...] | None = None  # the scanners that its verdict holds on; None: told apart nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +70,15 @@ def model_key(session: Session) -> str:
     return shipped_model_key() if row is None or row.origin == SHIPPED else row.sha256
 
 
-def in_force(session: Session, models_dir: Path) -> InForce:
-    """The model in force as this transaction sees it."""
+def in_force(session: Session, models_dir: Path, *, gate: str | None = None) -> InForce:
+    """The model in force as this transaction sees it; `gate` as in `gate_passed`."""
     row = pointed_at(session)
     if row is None or row.origin == SHIPPED:
         return shipped_in_force()
     folder = models_dir / row.path / "package"
-    return InForce(f"{row.name}-{row.version}", row.sha256, folder, gate_passed(session, row.sha256))
+    passed = gate_passed(session, row.sha256, gate=gate)
+    judged_on = Verdict.from_dict(row.verdict).scanners if passed and row.verdict is not None else None
+    return InForce(f"{row.name}-{row.version}", row.sha256, folder, passed, judged_on)
 
 
 def in_shadow(session: Session, models_dir: Path) -> InForce | None:
@@ -93,7 +97,7 @@ def in_force_here(settings: Settings) -> InForce:
     store = Store(make_engine(settings.sqlalchemy_url))
     try:
         with store.reading() as session:
-            return in_force(session, settings.models_dir)
+            return in_force(session, settings.models_dir, gate=policy_in_force(settings).gate_label)
     finally:
         store.close()
 

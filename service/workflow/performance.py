@@ -128,7 +128,7 @@ _ALL = Scanner(False, "", "", "")
 
 def _reminder(models: tuple[Model, ...], entries: Iterable[_Entry], used: training.Used, policy: Policy) -> Reminder:
     since = _made_at(models[0]) if models else None
-    new = [one for one in entries if (since is None or one.dxa_at > since) and one.pair not in used.pairs]
+    new = [one for one in entries if (since is None or one.dxa_at > since) and not used.took(one.pair)]
     digital = sum(one.scanner.synthetic for one in new)
     return Reminder(since, len(new) - digital, digital, policy.monitoring.retraining_pairs, used.latest_run)
 

@@ -652,17 +652,24 @@ class Used:
 
     pairs: frozenset[PairKey]
     latest_run: int | None
+    passed_over: frozenset[str] = frozenset()  # study UIDs of a patient's further CTs: another one stood for it
+
+    def took(self, pair: PairKey) -> bool:
+        """Whether it is not new any more."""
+        return pair in self.pairs or pair[0] in self.passed_over
 
 
 def used(session: Session) -> Used:
     """The pairs of every such run, whether they trained or judged; one that failed or was cancelled took nothing."""
     taken = (RunState.FINISHED.value, RunState.WAITING.value, RunState.RUNNING.value)
     wanted = select(TrainingRunRow.id, TrainingRunRow.manifest).where(TrainingRunRow.state.in_(taken))
-    found, latest = set[PairKey](), None
+    found, others, latest = set[PairKey](), set[str](), None
     for run_id, manifest in session.execute(wanted.order_by(TrainingRunRow.id)).yield_per(1):
         found |= {(pair["study_uid"], pair["dxa_id"]) for pair in manifest["pairs"]}
+        left_out = manifest.get("left_out", ())
+        others |= {one["study_uid"] for one in left_out if one["code"] == Code.TRAINING_OTHER_PAIR.value}
         latest = run_id
-    return Used(frozenset(found), latest)
+    return Used(frozenset(found), latest, frozenset(others))
 
 
 def wanted_now(session: Session) -> bool:

@@ -180,14 +180,20 @@ def test_groups_that_are_called_rightly_equally_often() -> None:
 
 def test_the_papers_size_beside_the_whole() -> None:
     toy = table(120)
-    tasks = {"tbs_impaired": (toy.by_patient(toy.tbs) <= 1.31, -toy.by_patient(toy.tbs_dl))}
-    found = paper_sized(toy, tasks)
+    truth, score = toy.by_patient(toy.tbs) <= 1.31, -toy.by_patient(toy.tbs_dl)
+    who = np.ones(120, dtype=bool)
+    found = paper_sized(toy, {"tbs_impaired": Task(truth, truth, score, {}, "TBS", who)})
     assert found is not None
     assert found["r"]["bmd"]["first"]["r"] == pytest.approx(np.corrcoef(toy.bmd[:208], toy.bmd_dl[:208])[0, 1])
     low, high = found["r"]["hu_bmd"]["range"]
     assert low < association(toy.hu, toy.bmd)["r"] < high
-    truth, score = tasks["tbs_impaired"]
     assert found["auc"]["tbs_impaired"]["first"] == pytest.approx(area(truth[:52], score[:52])["auc"])
+    who[3] = False  # nobody knows of the fourth: the others count all the same
+    some = paper_sized(toy, {"tbs_impaired": Task(truth[who], truth[who], score[who], {}, "TBS", who)})
+    assert some is not None
+    first = np.flatnonzero(who)[:51]
+    assert some["auc"]["tbs_impaired"]["first"] == pytest.approx(area(truth[first], score[first])["auc"])
+    assert some["auc"]["tbs_impaired"]["first_positive"] == truth[first].sum()
     assert paper_sized(table(102), {}) is None
     assert np.isnan(resampled_areas(np.array([True, False]), np.array([1.0, 0.0]), np.array([[2.0, 0.0]])))
 

@@ -275,3 +275,11 @@ def test_hologic_apex_leaves_out_a_level_that_was_measured_but_not_included(no: 
     assert found.included == ("L1", "L3", "L4")
     assert found.levels["L2"] == Level(Figures(bmd_g_cm2=1.5, bmc_g=18.0, area_cm2=12.0), Validity.OTHER)
     assert refusals(found, TODAY) == ()
+
+
+def test_one_maker_has_one_name_however_it_is_written() -> None:
+    for told in ("GE", "ge Medical Systems", "GE_Healthcare", "GEHC", "General Electric", "Lunar", "GE-Lunar", "GEMS"):
+        assert manufacturer_named(told) == "GE Lunar"
+    assert [manufacturer_named(told) for told in ("HOLOGIC, Inc.", "Norland XR", "DMS ", "Geneva")] == [
+        "Hologic", "Norland", "DMS", "Geneva",
+    ]  # fmt: skip

@@ -184,6 +184,13 @@ def test_an_earlier_scan_in_the_report_gives_neither_day_nor_figures() -> None:
     assert found.levels["L1"].figures.bmd_g_cm2 != 0.5
 
 
+def test_a_first_examination_is_called_baseline_and_read_all_the_same() -> None:
+    for title in ("Bone Densitometry Baseline Examination", "Bone Densitometry Report with Comparison to Prior"):
+        found = scan(box(title, box("AP Spine", *levels(), Item(DATE, named("Scan Date"), text="20260301"))))
+        assert len(found.levels) == len(AREAS)
+        assert found.scan_date == date(2026, 3, 1)
+
+
 def test_the_observing_device_stands_before_the_one_that_wrote_the_report() -> None:
     observer = (
         Item(TEXT, Concept("121014", "DCM", "Device Observer Manufacturer"), text="Hologic"),

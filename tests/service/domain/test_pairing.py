@@ -115,6 +115,14 @@ def test_one_scan_that_came_twice_is_one_scan() -> None:
     assert why(ct(days=5), results=[table, dxa(2, 10, figures=dict(table.figures))]) == [Code.PAIR_AMBIGUOUS]
 
 
+def test_one_scan_stored_twice_never_makes_two_pairs() -> None:
+    report = dxa(1, levels=ALL - {"L4"}, figures=dict.fromkeys(ALL - {"L4"}, (0.9, 1.3)))
+    table = dxa(2, figures=dict.fromkeys(ALL, (0.9, None)))
+    found = pair([ct("a", levels=ALL - {"L4"}), ct("b", 9, frozenset({"L4"}))], [report, table], 365)
+    assert len(found.pairs) == 1
+    assert found.unused == ()
+
+
 def test_whoever_went_to_dxa_went_whatever_it_is_compared_with() -> None:
     results = [dxa(1, -3), dxa(2, 40, maker="Hologic")]  # the older one is nearer
     assert pair([ct()], results, 365, "GE Lunar").pairs == ()

@@ -136,6 +136,8 @@ def test_a_report_of_nothing_and_a_model_in_force_without_one() -> None:
 def test_a_model_that_was_judged_by_other_thresholds_says_nothing_of_this_sites() -> None:
     """70 % and 80 % YAM find others than T -2.5 and -1.0 do, and so do other young adults."""
     others = {sex: replace(one, mean_g_cm2=one.mean_g_cm2 + 0.01) for sex, one in YOUNG.items()}
+    reworded = {task: {**one, "words": "as an earlier release put it"} for task, one in DEFINITIONS.items()}
+    assert failing(verdict(passing(definitions=reworded))) == []
     for judged in (definitions(WHO, YOUNG), definitions(YOSHIDA_2023, others), None):
         [reason] = verdict(passing(definitions=judged)).reasons
         assert (reason.code, "judged again" in reason.text) == (Code.GATE_OTHER_DEFINITION, True)
@@ -156,8 +158,13 @@ def test_a_model_of_bmd_alone_may_be_followed_by_one_with_tbs() -> None:
 
 def test_few_patients_shut_the_gate_where_they_leave_no_doubt() -> None:
     for low, high, shut in ((0.03, 0.09, True), (-0.09, -0.03, True), (0.01, 0.09, False), (-0.05, 0.05, False)):
-        spoilt = passing(subgroups__vendor__ge__bmd={"mean_error": 0.06, "mean_error_ci_patient": [low, high]})
+        spoilt = passing(subgroups__vendor__ge__bmd={"mean_error": 0.06, "mean_error_t_patient": [low, high]})
         assert failing(verdict(spoilt)) == ([Code.GATE_BIAS] if shut else [])
+    spoilt["subgroups"]["vendor"]["ge"] = {
+        "n_patients": 4,
+        "bmd": {"mean_error": 0.06, "mean_error_t_patient": [0.05, 0.07]},
+    }
+    assert failing(verdict(spoilt)) == []  # the verdict does not hold there anyway
 
 
 def test_small_subgroups_are_not_judged_and_large_ones_are() -> None:
@@ -169,11 +176,14 @@ def test_small_subgroups_are_not_judged_and_large_ones_are() -> None:
 def test_a_verdict_holds_on_the_scanners_of_the_test_set_alone() -> None:
     group = passing()["subgroups"]["vendor"]["canon"]
     some = {"canon One": group, "ge Two": {**group, "n_patients": 5}, "ge Three": {**group, "n_patients": 4}}
+    some["unknown"] = group
     found = verdict(passing(subgroups__scanner=some), passing(CHAMPION, subgroups__scanner=some))
     assert found.scanners == ("canon One", "ge Two")
-    assert [found.holds_on(name) for name in (*some, "", "canon")] == [True, True, False, False, False]
+    assert [found.holds_on(name) for name in (*some, "", "canon")] == [True, True, False, False, False, False]
     assert Verdict.from_dict(json.loads(json.dumps(found.as_dict()))) == found
-    assert verdict(passing()).holds_on("any")  # vendors alone: it tells no scanners apart
+    assert not verdict(passing()).holds_on("any")  # vendors alone: it was judged on no named scanner
+    earlier = judge(passing(), passing(CHAMPION), GATE, gate="g", finished=True, definitions={})
+    assert earlier.holds_on("any")  # a report of an earlier release, which told no scanners apart
 
 
 def test_scanners_go_before_vendors() -> None:
