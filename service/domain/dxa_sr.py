@@ -161,7 +161,10 @@ def _numeric(root: Item) -> Iterator[Found]:
 
 
 def _earlier_sections(root: Item) -> frozenset[int]:
-    """The `id` of sections that are called earlier, where a density stands outside of them; a first scan is a baseline itself."""
+    """The `id` of each section that is called earlier, where a density stands outside of them all.
+
+    A first examination is a baseline itself, and its only figures are its own.
+    """
     sections = frozenset(id(item) for item, _ in root.walk() if item is not root and item.items and _is_earlier(item))
     current = any(quantity == BMD and not _within(above, sections) for _, above, quantity in _numeric(root))
     return sections if current else frozenset()

@@ -306,6 +306,17 @@ def test_the_sites_precision_reaches_the_worker_and_is_refused_where_it_cannot_b
         load_predictor(in_force_here(site), site)
 
 
+def test_a_model_passed_the_gate_only_on_the_scanners_that_judged_it(
+    pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path
+) -> None:
+    """At the command line as in the service: elsewhere its values only stand beside the decision."""
+    here = volume.scanner.name
+    for judged_on, passed in ((None, True), ((here,), True), (("ge Elsewhere",), False), ((), False)):
+        told = replace(pipeline, gate_passed=True, judged_on=judged_on)
+        assert measure(told, volume, tmp_path, seg).model_gate_passed is passed
+    assert not measure(replace(pipeline, judged_on=(here,)), volume, tmp_path, seg).model_gate_passed
+
+
 def test_the_patients_interval_is_that_of_the_levels_that_count(
     pipeline: Pipeline, volume: Volume, seg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

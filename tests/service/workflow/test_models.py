@@ -215,6 +215,9 @@ def test_only_a_promoted_model_that_knows_people_may_drive(store: Store, home: L
     assert drives(people.sha256, gate=POLICY.gate_label)
     stricter = replace(POLICY, gate=replace(POLICY.gate, bias_g_cm2=0.01))
     assert not drives(people.sha256, gate=stricter.gate_label)  # judged by other rules than are in force
+    with store.reading() as session:
+        for gate, passed in ((POLICY.gate_label, True), (stricter.gate_label, False)):
+            assert model.in_force(session, home.root, gate=gate).gate_passed is passed
     run = toy_models.run(tmp_path / "again", "1", n_patients_real=10)
     kept = home.keep_run(run)
     with store.transaction() as session:
