@@ -231,11 +231,12 @@ class Listener:
             self._spool.discard(file)
             limit = self._settings.max_instances_per_study
             raise _RefusedError(STUDY_FULL, "STUDY_FULL", f"the study has its limit of {limit} instances")
-        if stored in (Stored.SERIES_MISMATCH, Stored.INSTANCE_MISMATCH):
+        if stored is Stored.SERIES_MISMATCH:
             self._spool.discard(file)
-            status, what = _MISMATCHES[stored]
-            text = f"the {what} belongs to another study; sent as study {facts.study_uid}, series {facts.series_uid}"
-            raise _RefusedError(status, stored.value, text)
+            raise _RefusedError(SERIES_MISMATCH, "SERIES_MISMATCH", _of_another_study("series", facts))
+        if stored is Stored.INSTANCE_MISMATCH:
+            self._spool.discard(file)
+            raise _RefusedError(INSTANCE_MISMATCH, "INSTANCE_MISMATCH", _of_another_study("image", facts))
         if stored is Stored.CONFLICT:
             LOGGER.warning("instance %s came again with other bytes", facts.sop_instance_uid)
 
@@ -286,10 +287,9 @@ class Listener:
             self._recorder.record_soon(refusal)
 
 
-_MISMATCHES = {
-    Stored.SERIES_MISMATCH: (SERIES_MISMATCH, "series"),
-    Stored.INSTANCE_MISMATCH: (INSTANCE_MISMATCH, "image"),
-}
+def _of_another_study(what: str, facts: InstanceFacts) -> str:
+    """Found on /intake by the study that it was sent as, of which no row was made."""
+    return f"the {what} belongs to another study; sent as study {facts.study_uid}, series {facts.series_uid}"
 
 
 def _check(request: _Request) -> InstanceFacts:

@@ -27,6 +27,7 @@ MAX_TEXT = 255  # characters kept of any one value; PS3.5 6.2 allows 64 for LO a
 MAX_SEQUENCE_BYTES = 1024 * 1024  # of a sequence that is built item by item; a longer one counts as unreadable
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # PostgreSQL keeps no NUL; no header value needs the others
+UNDECLARED = ["iso8859"]  # as pydicom calls the default repertoire, ISO_IR 6: beyond ASCII it holds nothing
 _CHARSET_LOCK = threading.Lock()  # warnings.catch_warnings changes the process, not the thread
 
 
@@ -35,7 +36,7 @@ class Header:
 
     def __init__(self, dataset: Dataset, encodings: list[str] | None = None) -> None:
         self._dataset = dataset
-        self._encodings = encodings or ["iso8859"]
+        self._encodings = encodings or UNDECLARED
         charsets = list(self.texts("SpecificCharacterSet"))
         if any(charsets):
             self._encodings = _python_encodings(charsets)
@@ -124,6 +125,8 @@ class Header:
     def _decode(self, value: bytes) -> str:
         if value.isascii() and b"\x1b" not in value:
             return value.decode("ascii")
+        if self._encodings == UNDECLARED and (told := _as_utf8(value)) is not None:
+            return told
         try:
             with _CHARSET_LOCK, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -132,13 +135,21 @@ class Header:
             return value.decode("ascii", "replace")
 
 
+def _as_utf8(value: bytes) -> str | None:
+    """What senders that declare no character set (or ISO_IR 6) mostly mean beyond ASCII; None where it is no UTF-8."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
 def _python_encodings(charsets: list[str]) -> list[str]:
     try:
         with _CHARSET_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return list(convert_encodings(charsets))
     except Exception:
-        return ["iso8859"]
+        return UNDECLARED
 
 
 def dataset_of(found: Iterable[tuple[Element, bytes]], encoding: Encoding, wanted: frozenset[int]) -> Dataset:

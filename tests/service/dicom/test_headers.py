@@ -137,6 +137,18 @@ def test_japanese_names_are_decoded() -> None:
     assert facts.patient_name == "Yamada^Tarou=山田^太郎=やまだ^たろう"
 
 
+@pytest.mark.parametrize(
+    ("charset", "encoding"),
+    [(None, "utf-8"), (b"ISO_IR 6", "utf-8"), (None, "latin-1"), (b"ISO_IR 100", "latin-1"), (b"ISO_IR 192", "utf-8")],
+)
+def test_umlauts_are_read_whatever_the_sender_declares(charset: bytes | None, encoding: str) -> None:
+    """Beyond ASCII the default repertoire holds nothing: senders that declare it mean UTF-8, or Latin 1."""
+    name = "Müller^Jö".encode(encoding)
+    declared = [] if charset is None else [raw_element(0x08, 0x05, b"CS", charset)]
+    facts = facts_with(*declared, raw_element(0x10, 0x10, b"PN", name + b" " * (len(name) % 2)))
+    assert facts.patient_name == "Müller^Jö"
+
+
 def test_control_characters_and_length_are_tamed() -> None:
     facts = facts_with(raw_element(0x10, 0x20, b"LO", b"A\x00B" + b"x" * 5001))
     assert facts.patient_id is not None
