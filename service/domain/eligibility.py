@@ -81,8 +81,8 @@ class Patients:
 
 
 def patients_of(instances: Iterable[InstanceFacts]) -> Patients:
-    """Whom these images name; our own reports name whom the CT did, and do not count."""
-    named = [facts for facts in instances if not facts.own_output]
+    """Whom the CT images among these name; what others put beside a CT (a capture, an outline) costs it nothing."""
+    named = [facts for facts in instances if facts.modality == "CT" and not facts.own_output]
     ids = {(facts.patient_id or "").strip() for facts in named} - {""}
     days = {(facts.patient_birth_date or "").strip() for facts in named} - {""}
     return Patients(frozenset(ids), frozenset(days), frozenset({"F", "M"} & {facts.patient_sex for facts in named}))
@@ -452,11 +452,11 @@ def unambiguous(series: Series, policy: EligibilityPolicy) -> Reason | None:
 
 
 def one_patient(series: Series, policy: EligibilityPolicy) -> Reason | None:
-    """The whole study names one patient: a bone must never be told under another's name."""
+    """The CT images of the whole study name one patient: a bone must never be told under another's name."""
     told = series.patients.contradictions
     if not told:
         return None
-    return Reason(Code.PATIENT_MISMATCH, f"The images of this study name different patients ({', '.join(told)}).")
+    return Reason(Code.PATIENT_MISMATCH, f"The CT images of this study name different patients ({', '.join(told)}).")
 
 
 OBJECT_RULES: tuple[Rule, ...] = (modality, sop_class, concatenation, single_volume, pixels, unambiguous, one_patient)

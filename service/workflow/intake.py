@@ -304,11 +304,7 @@ def _study_values(item: Received) -> dict[str, Any]:
     facts = item.facts
     return {
         "study_uid": facts.study_uid,
-        "patient_id": _fit(facts.patient_id, 255),
-        "patient_name": _fit(facts.patient_name, 1000),
-        "patient_sex": _fit(facts.patient_sex, 16),
-        "patient_birth_date": _fit(facts.patient_birth_date, 8),
-        "patient_age_years": _finite(facts.patient_age_years),
+        **patient_values(facts),
         "study_date": _fit(facts.study_date, 8),
         "description": _fit(facts.study_description, 1000),
         "accession_number": _fit(facts.accession_number, 64),
@@ -318,6 +314,17 @@ def _study_values(item: Received) -> dict[str, Any]:
         "calling_ae": _fit(item.calling_ae, 16),
         "first_received_at": item.received_at,
         "last_received_at": item.received_at,
+    }
+
+
+def patient_values(facts: InstanceFacts) -> dict[str, Any]:
+    """What a study's row tells of its patient, as one instance has it."""
+    return {
+        "patient_id": _fit(facts.patient_id, 255),
+        "patient_name": _fit(facts.patient_name, 1000),
+        "patient_sex": _fit(facts.patient_sex, 16),
+        "patient_birth_date": _fit(facts.patient_birth_date, 8),
+        "patient_age_years": _finite(facts.patient_age_years),
     }
 
 

@@ -45,7 +45,7 @@ from service.store.tables import (
     StudyRow,
 )
 from service.version import software_version
-from service.workflow import locks, model, report_verdicts, reporting, shadow, work
+from service.workflow import intake, locks, model, report_verdicts, reporting, shadow, work
 
 SCREEN = "screen"
 ACTOR = "osteogate"  # stands in the audit where no person acted
@@ -241,7 +241,9 @@ def _judge(
 ) -> tuple[SeriesRow | None, InstanceRow | None]:
     """Give every series its verdict; the chosen one, if any is eligible, and the supplied segmentation for it."""
     conflicts = _conflicts(session, study)
-    patients = patients_of(one for some in facts.values() for one in some)
+    everything = [one for some in facts.values() for one in some]
+    patients = patients_of(everything)
+    _name_as_the_ct_does(study, everything)
     judged: dict[str, tuple[Sequence[InstanceFacts], Verdict]] = {}
     supplied: list[SeriesRow] = []
     for series in study.series:
@@ -260,6 +262,15 @@ def _judge(
     frame = None if chosen is None else facts[chosen.series_uid][0].frame_of_reference_uid
     target = None if chosen is None else Target(chosen.series_uid, frame)
     return chosen, _choose_segmentation(session, supplied, target)
+
+
+def _name_as_the_ct_does(study: StudyRow, everything: Sequence[InstanceFacts]) -> None:
+    """The study is shown under the CT's patient, whatever arrived first; by UID, so that no order matters."""
+    cts = [facts for facts in everything if facts.modality == "CT" and not facts.own_output]
+    if cts:
+        first = min(cts, key=lambda facts: facts.sop_instance_uid)
+        for name, value in intake.patient_values(first).items():
+            setattr(study, name, value)
 
 
 def _give(series: SeriesRow, verdict: Verdict) -> None:

@@ -95,10 +95,10 @@ def test_a_study_that_cannot_be_judged_delays_no_other(
     deliver(bench.store, slices("1.1", "1.1.1") + slices("2.2", "2.2.1"), bench.clock.now)
     real = screening.assess_series
 
-    def poisoned(instances, policy, *, conflicts=0):  # type: ignore[no-untyped-def]
+    def poisoned(instances, policy, **more):  # type: ignore[no-untyped-def]
         if instances[0].study_uid == "1.1":
             raise RuntimeError("poison")
-        return real(instances, policy, conflicts=conflicts)
+        return real(instances, policy, **more)
 
     monkeypatch.setattr(screening, "assess_series", poisoned)
     bench.clock.advance(31)

@@ -165,6 +165,19 @@ def test_a_study_of_two_patients_is_measured_for_neither(store: Store, clock: Cl
         assert "P2" not in reason["text"]
 
 
+def test_what_others_put_beside_a_ct_costs_it_nothing_and_names_nobody(store: Store, clock: Clock) -> None:
+    """A scanned sheet under another patient's ID came first: the CT is measured, and shown under its own patient."""
+    sheet = [
+        replace(one, modality="OT", patient_id="SOMEBODY", patient_name="Other")
+        for one in slices("1.2.3", "1.2.3.9", n=1)
+    ]
+    deliver(store, sheet, clock.now)
+    deliver(store, slices(), clock.advance(1))
+    assert study(store).patient_id == "SOMEBODY"
+    close(store, clock.advance(31))
+    assert (study(store).state, study(store).patient_id) == (StudyState.QUEUED.value, "P1")
+
+
 def test_the_same_study_resent_makes_no_new_work(store: Store, clock: Clock) -> None:
     """Fault 14: before, while and after it is measured."""
     job_id = queued(store, clock)
